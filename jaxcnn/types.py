@@ -1,0 +1,20 @@
+"""Names shared by every room, and the axis glossary.
+
+Axes: `b` batch, `h` height, `w` width, `c` channels, `k` classes; images are always `b h w c`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+Array = jax.Array
+ArrayLike = jax.Array | np.ndarray
+PyTree = Any
+
+Batch = Mapping[str, Any]
+"""`image` (b, h, w, c); `label` (b,) int32 or (b, k) soft; in evaluation `mask` (b,), 1 for real examples."""
+
+DATA_AXIS = "data"
+"""The mesh (and pmap) axis over which the batch is divided."""
