@@ -1,0 +1,147 @@
+"""From a configuration to plain objects: arrays, a Flax module, an Optax transformation, functions of a batch."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxcnn import models, optim
+from jaxcnn.config import Data, Experiment, Model
+from jaxcnn.data import preprocess, sources
+from jaxcnn.data.augment import Augmentation, augment
+from jaxcnn.data.loader import gather
+from jaxcnn.data.preprocess import Preprocessing
+from jaxcnn.errors import InputError
+from jaxcnn.types import Array, Batch
+
+SMOKE_EXAMPLES = 256
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Host arrays of one data set; `validation` only where a fraction of the training split is held out."""
+
+    train: sources.Split
+    validation: sources.Split | None
+    test: sources.Split
+    classes: tuple[str, ...]
+    digests: Mapping[str, str]
+
+
+def splits(experiment: Experiment, *, data_dir: Path | None, smoke: bool = False) -> Splits:
+    """Reads the data. The held-out split depends on the data alone, not on the run's seed.
+
+    A smoke run takes a few examples, and the embedded digits where the data set is not there.
+    """
+    data, entry = experiment.data, models.MODELS.get(experiment.model.name)
+    usual = entry.input if entry else (28, 28, 1)
+    try:
+        dataset = _load(data, usual, data_dir)
+    except InputError:
+        if not smoke:
+            raise
+        print(f"{data.name} is not here: the smoke run takes the embedded digits", flush=True)
+        dataset = _load(dataclasses.replace(data, name="digits"), usual, data_dir, channels=usual[2])
+    train, validation = dataset.train, None
+    if data.validation:
+        train, validation = sources.hold_out(dataset, data.validation, seed=0)
+    if smoke:
+        few = np.arange(SMOKE_EXAMPLES)
+        train, test = train.take(few[: len(train.labels)]), dataset.test.take(few[: len(dataset.test.labels)])
+        validation = validation and validation.take(few[: len(validation.labels)])
+        return Splits(train, validation, test, dataset.classes, dataset.digests)
+    return Splits(train, validation, dataset.test, dataset.classes, dataset.digests)
+
+
+def _load(data: Data, usual: tuple[int, int, int], data_dir: Path | None, channels: int = 0) -> sources.Dataset:
+    size = data.image_size
+    if data.name == "digits" and size is None:
+        size = (min(usual[0], 64), min(usual[1], 64))  # they have 8x8 pixels: nothing is gained beyond
+    dataset = sources.load(data.name, data_dir=data_dir, image_size=size)
+    if channels <= 1:
+        return dataset
+    return dataclasses.replace(
+        dataset,
+        **{
+            part: dataclasses.replace(split, images=np.repeat(split.images, channels, axis=-1))
+            for part, split in (("train", dataset.train), ("test", dataset.test))
+        },
+    )
+
+
+def module(model: Model, *, num_classes: int) -> nn.Module:
+    """The model that the configuration names, for so many classes."""
+    overrides: dict[str, Any] = dict(model.overrides)
+    if model.dtype != "float32":
+        overrides["dtype"] = jnp.dtype(model.dtype)
+    return models.create(model.name, num_classes=num_classes, **overrides)
+
+
+def optimizer(experiment: Experiment, *, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimiser and its learning rate as a function of the step."""
+    settings = experiment.optim
+    schedule = optim.make_schedule(
+        settings.schedule,
+        learning_rate=settings.learning_rate,
+        steps=max(steps, 1),
+        warmup=settings.warmup,
+        **settings.schedule_options,
+    )
+    transformation = optim.make_optimizer(
+        settings.name,
+        schedule=schedule,
+        weight_decay=settings.weight_decay,
+        decay_mask=settings.decay_mask,
+        clip_norm=settings.clip_norm,
+        **settings.options,
+    )
+    return transformation, schedule
+
+
+def prepare_train(
+    experiment: Experiment, preprocessing: Preprocessing, *, num_classes: int
+) -> Callable[[Batch, Array], Batch]:
+    """Gathers, augments and preprocesses a training batch, inside the compiled step."""
+    data = experiment.data
+    settings = Augmentation(
+        crop_padding=data.crop_padding, flip=data.flip, cutout=data.cutout, mixup=data.mixup, cutmix=data.cutmix
+    )
+    finish = prepare_eval(experiment, preprocessing)
+
+    def prepare(batch: Batch, key: Array) -> Batch:
+        batch = gather(batch)
+        images, labels = augment(
+            key,
+            preprocess.to_float(batch["image"]),
+            batch["label"],
+            settings=settings,
+            num_classes=num_classes,
+            fill=preprocessing.channel_mean,  # so that the border is 0 once it is subtracted
+        )
+        return finish({**batch, "image": images, "label": labels})
+
+    return prepare
+
+
+def prepare_eval(experiment: Experiment, preprocessing: Preprocessing) -> Callable[[Batch], Batch]:
+    """Preprocesses a batch; float64 models get float64 images."""
+    dtype = jnp.float64 if experiment.model.dtype == "float64" else jnp.float32
+
+    def prepare(batch: Batch) -> Batch:
+        return {**batch, "image": preprocessing(preprocess.to_float(batch["image"]).astype(dtype))}
+
+    return prepare
+
+
+def check_model(net: nn.Module, images: np.ndarray) -> int:
+    """The number of trained parameters; runs nothing, so that what does not fit is said before compilation."""
+    sample = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
+    shapes = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, train=False), sample)
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))

@@ -1,0 +1,239 @@
+"""Checkpoints that are complete, verified, or not there. The only file that imports Orbax.
+
+Orbax writes the arrays; it restores a flipped bit as wrong weights without a word. So a step counts only once
+`MANIFEST.json`, renamed into it last, lists the SHA-256 of every file and of every logical array, and restoring
+checks all of them. A step that fails is moved to `damaged/` beside `checkpoints/`, named, and the one before is used.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcnn.errors import InputError
+from jaxcnn.tree import flatten, state_sha256
+
+FORMAT = 1
+MANIFEST = "MANIFEST.json"
+
+
+class CheckpointError(Exception):
+    """A checkpoint could not be written, or one that was asked for is damaged. Names path and reason."""
+
+
+@dataclass(frozen=True)
+class Restored:
+    step: int
+    arrays: dict[str, Any]
+    """`{"params/conv1/kernel": array, ...}`, as `train.state.flatten` names them."""
+    loop: dict[str, Any]
+    """What the training loop keeps beside its arrays, JSON types."""
+    metric: float | None
+    state_sha256: str
+
+
+class Checkpoints:
+    """The checkpoints of one run, below `directory` (`directory/STEP/`)."""
+
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        *,
+        keep_latest: int = 2,
+        keep_best: int = 1,
+        report: Callable[[str], None] = lambda message: print(message, flush=True),
+    ):
+        self.directory = Path(directory).absolute()
+        self.damaged = self.directory.parent / "damaged"
+        self.keep_latest, self.keep_best, self.report = keep_latest, keep_best, report
+
+    def save(self, step: int, state: Any, *, loop: Mapping[str, Any], metric: float | None = None) -> None:
+        """Writes the step whole or not at all; `CheckpointError` with path and reason if it cannot be."""
+        path = self.directory / str(step)
+        arrays = flatten(state)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if path.exists():  # never committed, or this step again: the manifest is what counts
+                shutil.rmtree(path)
+            with _manager(self.directory) as manager:
+                manager.save(step, args=_save_args(arrays, loop))
+            _write_manifest(path, step=step, arrays=arrays, metric=metric)
+        except Exception as error:
+            self._discard(path)
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise CheckpointError(f"checkpoint {path} could not be written: {reason}") from error
+        self._prune()
+
+    def steps(self) -> list[int]:
+        """Committed steps, oldest first; not verified yet."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit() and (p / MANIFEST).is_file())
+
+    def restore_latest(self, *, sharding: Any = None) -> Restored | None:
+        """The newest step that passes verification. Others are moved to `damaged/` and reported."""
+        if not self.directory.is_dir():
+            return None
+        for path in sorted((p for p in self.directory.iterdir() if p.name.isdigit()), key=lambda p: -int(p.name)):
+            try:
+                return self.restore(int(path.name), sharding=sharding)
+            except CheckpointError as error:
+                kept = self._set_aside(path)
+                self.report(f"{error}\nmoved to {kept}; going back to the checkpoint before it")
+        return None
+
+    def restore(self, step: int, *, sharding: Any = None) -> Restored:
+        """The step's arrays (NumPy, or placed by `sharding`), every file and array verified."""
+        path = self.directory / str(step)
+        manifest = _verified_manifest(path)
+        if manifest["format"] > FORMAT:
+            raise InputError(
+                f"checkpoint {path} has format {manifest['format']}, this version reads up to {FORMAT}: upgrade jaxcnn"
+            )
+        try:
+            with _manager(self.directory) as manager:
+                items = manager.restore(step, args=_restore_args(manifest["arrays"], sharding))
+        except Exception as error:  # corruption raises many types
+            raise CheckpointError(f"checkpoint {path} is damaged: {type(error).__name__}: {error}") from error
+        arrays = dict(items["state"])
+        for name, entry in manifest["arrays"].items():
+            if name not in arrays or _array_entry(arrays[name]) != entry:
+                raise CheckpointError(f"checkpoint {path} is damaged: array {name} is not what was saved")
+        return Restored(step, arrays, dict(items["loop"]), manifest["metric"], manifest["state_sha256"])
+
+    def best_step(self) -> int | None:
+        """The committed step with the highest metric, the earlier one of equals."""
+        metrics = {step: _read_manifest(self.directory / str(step)).get("metric") for step in self.steps()}
+        scored = [(-metric, step) for step, metric in metrics.items() if metric is not None]
+        return min(scored)[1] if scored else None
+
+    def _prune(self) -> None:
+        """Deletes what neither LatestN nor BestN keeps, only after a newer step was committed."""
+        steps = self.steps()
+        metrics = {step: _read_manifest(self.directory / str(step)).get("metric") for step in steps}
+        scored = sorted((-metric, step) for step, metric in metrics.items() if metric is not None)
+        keep = {*steps[-self.keep_latest :], *(step for _, step in scored[: self.keep_best])}
+        for step in set(steps) - keep:
+            self._discard(self.directory / str(step))
+
+    def _discard(self, path: Path) -> None:
+        """Removes a step and Orbax's temporary directories of it; without its manifest first, it never counts."""
+        (path / MANIFEST).unlink(missing_ok=True)
+        for leftover in self.directory.glob(f"{path.name}*"):
+            if leftover.name == path.name or "tmp" in leftover.name:
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    def _set_aside(self, path: Path) -> Path:
+        self.damaged.mkdir(exist_ok=True)
+        kept = self.damaged / f"{path.name}-{uuid.uuid4().hex[:8]}"
+        path.rename(kept)
+        return kept
+
+
+def _manager(directory: Path) -> Any:
+    import orbax.checkpoint as ocp
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    options = ocp.CheckpointManagerOptions(
+        enable_async_checkpointing=False,
+        cleanup_tmp_directories=True,
+    )  # no limit on the number: ours prunes, after the manifest is written
+    return ocp.CheckpointManager(directory, options=options, item_names=("state", "loop"))
+
+
+def _save_args(arrays: Mapping[str, Any], loop: Mapping[str, Any]) -> Any:
+    import orbax.checkpoint as ocp
+
+    return ocp.args.Composite(state=ocp.args.StandardSave(dict(arrays)), loop=ocp.args.JsonSave(dict(loop)))
+
+
+def _restore_args(entries: Mapping[str, Any], sharding: Any) -> Any:
+    import orbax.checkpoint as ocp
+
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    like = {
+        name: jax.ShapeDtypeStruct(tuple(entry["shape"]), np.dtype(entry["dtype"]), sharding=sharding)
+        for name, entry in entries.items()
+    }
+    return ocp.args.Composite(state=ocp.args.StandardRestore(like), loop=ocp.args.JsonRestore())
+
+
+def _write_manifest(path: Path, *, step: int, arrays: Mapping[str, Any], metric: float | None) -> None:
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    manifest = {
+        "format": FORMAT,
+        "step": step,
+        "metric": metric,
+        "state_sha256": state_sha256(arrays),
+        "arrays": {name: _array_entry(array) for name, array in arrays.items()},
+        "files": {str(p.relative_to(path)): _file_entry(p) for p in files},
+    }
+    manifest["manifest_sha256"] = _json_sha256(manifest)
+    for file in files:  # the manifest vouches for them: they must be on the disk before it is
+        _fsync(file)
+    temporary = path / f"{MANIFEST}.partial"
+    with open(temporary, "w") as f:
+        json.dump(manifest, f, indent=1)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path / MANIFEST)
+    _fsync(path)
+    _fsync(path.parent)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        expected = manifest.pop("manifest_sha256")
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, AttributeError, OSError):
+        return {}
+    return manifest if _json_sha256(manifest) == expected else {}
+
+
+def _verified_manifest(path: Path) -> dict[str, Any]:
+    if not (path / MANIFEST).is_file():
+        raise CheckpointError(f"checkpoint {path} is not complete: it has no {MANIFEST}")
+    manifest = _read_manifest(path)
+    if not manifest:
+        raise CheckpointError(f"checkpoint {path} is damaged: {MANIFEST} was altered")
+    for name, entry in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"checkpoint {path} is damaged: file {name} is missing")
+        if _file_entry(file) != entry:
+            raise CheckpointError(f"checkpoint {path} is damaged: file {name} is not what was saved")
+    return manifest
+
+
+def _array_entry(array: Any) -> dict[str, Any]:
+    array = np.asarray(array)
+    digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+    return {"dtype": str(array.dtype), "shape": list(array.shape), "sha256": digest}
+
+
+def _file_entry(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as f:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(f, "sha256").hexdigest()}
+
+
+def _json_sha256(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

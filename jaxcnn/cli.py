@@ -1,0 +1,258 @@
+"""The `jaxcnn` command. Flags come from the dataclasses; this file holds the way from a command to a finished run.
+
+Nothing heavy is imported here: a mistyped flag is answered at once, and a signal is heeded from the start.
+"""
+
+import contextlib
+import dataclasses
+import importlib.util
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import tyro
+
+from jaxcnn import config
+from jaxcnn.config import Experiment
+from jaxcnn.errors import InputError, unknown
+from jaxcnn.signals import Stopped, StopRequest, stop_on_signals
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Where and how a run is started: nothing here changes its result."""
+
+    run: str | None = None
+    """Name of the run; the same name again resumes it. Without one a fresh name is made."""
+    runs_dir: Path = Path("checkpoints")
+    """The run directory is RUNS_DIR/EXPERIMENT/RUN."""
+    data_dir: Path | None = None
+    """Directory of local data sets; by default $JAXCNN_DATA or ~/.cache/jaxcnn/data."""
+    seeds: int = 1
+    """Train this many seeds, counting up from --seed, and report mean, deviation and interval."""
+    smoke: bool = False
+    """A few small steps in a temporary directory, to see that everything runs."""
+    accept_environment: bool = False
+    """Resume although library versions, XLA flags, device kind or data differ."""
+    quiet: bool = False
+    """Say nothing but errors and the result."""
+
+
+@dataclass(frozen=True)
+class _Flags:
+    launch: Annotated[Launch, tyro.conf.arg(name="")] = field(default_factory=Launch)
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")] = field(default_factory=Experiment)
+
+
+COMMANDS = {
+    "train": "train a network: jaxcnn train [EXPERIMENT.py] [--flags]",
+    "eval": "count the right answers of a finished run: jaxcnn eval RUN [--json]",
+    "predict": "name what is on pictures: jaxcnn predict RUN IMAGE...",
+    "list": "show the models: jaxcnn list [--json]",
+    "data": "download a data set: jaxcnn data fetch NAME",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit status: 0 done, 2 bad input, 1 failed, 130 and 143 stopped."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: jaxcnn COMMAND ...\n\n" + "\n".join(f"  {name:10}{line}" for name, line in COMMANDS.items()))
+        return 0 if args else 2
+    return _guarded(_dispatch, args[0], args[1:])
+
+
+def run_experiment(experiment: Experiment) -> NoReturn:
+    """The main of an experiment file: `python experiments/NAME.py --flags`."""
+    sys.exit(_guarded(_train_command, experiment, sys.argv[1:]))
+
+
+def _guarded(command: Any, *args: Any) -> int:
+    """Turns what went wrong into one line and an exit status."""
+    try:
+        with stop_on_signals() as stop:
+            return command(*args, stop)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        print(f"{stopped}", file=sys.stderr)
+        return stopped.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        from jaxcnn.train.loop import TrainingFailed
+
+        if not isinstance(error, TrainingFailed):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _dispatch(command: str, args: list[str], stop: StopRequest) -> int:
+    if command not in COMMANDS:
+        raise unknown("command", command, COMMANDS)
+    if command != "train":
+        from jaxcnn import commands
+
+        return getattr(commands, f"{command}_command")(args)
+    if args and args[0].endswith(".py"):
+        return _train_command(_experiment_of(Path(args[0])), args[1:], stop)
+    return _train_command(config.LENET5_DIGITS, args, stop)
+
+
+def _experiment_of(path: Path) -> Experiment:
+    """The `experiment` that an experiment file defines."""
+    if not path.is_file():
+        raise InputError(f"experiment file {path} does not exist")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = getattr(module, "experiment", None)
+    if not isinstance(found, Experiment):
+        raise InputError(f"{path} defines no `experiment = Experiment(...)`")
+    return found
+
+
+def parse(experiment: Experiment, args: Sequence[str]) -> tuple[Launch, Experiment]:
+    """Flags over an experiment's own values. A duration on the command line replaces the experiment's."""
+    flags = {arg.split("=")[0].replace("_", "-") for arg in args}
+    durations = flags & {"--train.steps", "--train.epochs"}
+    if len(durations) > 1:
+        raise InputError("--train.steps and --train.epochs both give the length of the run: give one of them")
+    if durations:
+        train = dataclasses.replace(experiment.train, steps=None, epochs=None)
+        experiment = dataclasses.replace(experiment, train=train)
+    default = _Flags(experiment=experiment)
+    parsed = tyro.cli(_Flags, args=list(args), default=default, prog=f"{experiment.name}", description="")
+    launch, experiment = parsed.launch, parsed.experiment
+    if launch.run is not None and (not launch.run or "/" in launch.run or launch.run.startswith(".")):
+        raise InputError(f"--run {launch.run!r} must be one directory name: without '/', not starting with '.'")
+    if launch.seeds < 1:
+        raise InputError(f"--seeds {launch.seeds} must be at least 1")
+    if launch.smoke:
+        experiment = config.smoke(experiment)
+    return launch, config.validate(experiment)
+
+
+def _train_command(experiment: Experiment, args: list[str], stop: StopRequest) -> int:
+    launch, experiment = parse(experiment, args)
+    from jaxcnn import platform
+
+    platform.setup(deterministic=experiment.train.deterministic)
+    with contextlib.ExitStack() as stack:
+        if launch.smoke and launch.runs_dir == Path("checkpoints"):
+            temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxcnn-smoke-"))
+            launch = dataclasses.replace(launch, runs_dir=Path(temporary))
+        name = launch.run or time.strftime("%Y%m%d-%H%M%S")
+        if launch.seeds == 1:
+            return train(experiment, launch, name, stop)[0]
+        results = []
+        for seed in range(experiment.seed, experiment.seed + launch.seeds):
+            status, summary = train(
+                dataclasses.replace(experiment, seed=seed), launch, f"{name}-seed{seed}", stop
+            )
+            if status:
+                return status
+            results.append(summary)
+        from jaxcnn.report import across_seeds
+
+        across_seeds(launch.runs_dir / experiment.name / f"{name}-seeds.json", results)
+        return 0
+
+
+def train(experiment: Experiment, launch: Launch, name: str, stop: StopRequest) -> tuple[int, dict[str, Any]]:
+    """Trains one run, or goes on with it, or says that it is finished: (exit status, summary)."""
+    import jax
+
+    from jaxcnn import build, losses, parallel
+    from jaxcnn.data import preprocess
+    from jaxcnn import report
+    from jaxcnn.train import run
+    from jaxcnn.train.loop import fit
+
+    jax.config.update("jax_enable_x64", experiment.model.dtype == "float64")
+    data = build.splits(experiment, data_dir=launch.data_dir, smoke=launch.smoke)
+    settings = experiment.train
+    steps = config.total_steps(settings, examples=len(data.train), batch_size=experiment.data.batch_size)
+    net = build.module(experiment.model, num_classes=len(data.classes))
+    optimizer, schedule = build.optimizer(experiment, steps=steps)
+    parallel.check_divisible(
+        experiment.data.batch_size, devices=jax.device_count(), accumulate=settings.accumulate
+    )
+    parameters = build.check_model(net, data.train.images)
+    variables = report.load_variables(Path(experiment.init_from)) if experiment.init_from else None
+    stop.check()
+
+    directory = run.RunDirectory(
+        launch.runs_dir / experiment.name / name,
+        config=config.to_json(experiment),
+        environment=run.environment(data=data.digests),
+        accept_environment=launch.accept_environment,
+    )
+    with contextlib.closing(directory):
+        for warning in directory.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        if (summary := directory.read("summary.json")) is not None:
+            print(f"run {directory.path} is finished")
+            report.show(summary, quiet=launch.quiet)
+            return 0, summary
+        directory.require_space(64 * parameters + (1 << 20))
+        preprocessing = preprocess.fit(experiment.data.preprocessing, data.train.images)
+        preprocessing.save(directory.path / "preprocessing.npz")
+        directory.write("data.json", {"classes": list(data.classes), "input": list(data.train.images.shape[1:])})
+        if not launch.quiet:
+            print(
+                f"{experiment.model.name}, {parameters:,} parameters, on {data_line(experiment, data)}: {steps} steps"
+                f" on {jax.device_count()} x {jax.devices()[0].device_kind}\nrun {directory.path}",
+                flush=True,
+            )
+        result = fit(
+            net,
+            (data.train.images, data.train.labels),
+            validation=data.validation and (data.validation.images, data.validation.labels),
+            test=(data.test.images, data.test.labels),
+            optimizer=optimizer,
+            learning_rate=schedule,
+            steps=steps,
+            batch_size=experiment.data.batch_size,
+            eval_batch_size=experiment.data.eval_batch_size,
+            seed=experiment.seed,
+            loss_fn=losses.classification(label_smoothing=settings.label_smoothing),
+            eval_loss_fn=losses.classification(),
+            prepare=build.prepare_train(experiment, preprocessing, num_classes=len(data.classes)),
+            prepare_eval=build.prepare_eval(experiment, preprocessing),
+            ema_decay=settings.ema_decay,
+            accumulate=settings.accumulate,
+            early_stopping=settings.early_stopping,
+            max_skipped=settings.max_skipped,
+            log_every=settings.log_every,
+            eval_every=settings.eval_every,
+            checkpoint_every=settings.checkpoint_every,
+            keep_latest=settings.keep_latest,
+            keep_best=settings.keep_best,
+            directory=directory.path,
+            variables=variables,
+            parallel_mode=settings.parallel,
+            steps_per_call=settings.steps_per_call,
+            tensorboard=settings.tensorboard,
+            quiet=launch.quiet,
+        )
+        summary = report.finish(directory, result, net, data, preprocessing, experiment, parameters=parameters)
+        report.show(summary, quiet=launch.quiet)
+        if result.unsaved:
+            print(f"error: the last checkpoint was not saved: {result.unsaved}", file=sys.stderr)
+            return 1, summary
+        return 0, summary
+
+
+def data_line(experiment: Experiment, data: Any) -> str:
+    """The data in one line: name, number of examples, shape."""
+    shape = "x".join(map(str, data.train.images.shape[1:]))
+    return f"{experiment.data.name} ({len(data.train):,} + {len(data.test):,} images of {shape})"

@@ -1,0 +1,211 @@
+"""The commands beside `train`: eval, predict, list, data."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from jaxcnn import config
+from jaxcnn.config import Experiment
+from jaxcnn.errors import InputError, unknown
+
+
+@dataclass(frozen=True)
+class _DataFlags:
+    name: str | None = None
+    """Another data set than the run's own."""
+    batch_size: Annotated[int, tyro.conf.arg(aliases=("--data.eval-batch-size",))] = 1000
+    """Examples in one evaluation batch; the result does not depend on it."""
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Counts the right answers of a run on its test split."""
+
+    run: tyro.conf.Positional[Path]
+    """Run directory."""
+    data: _DataFlags = dataclasses.field(default_factory=_DataFlags)
+    data_dir: Path | None = None
+    json: bool = False
+
+
+def eval_command(args: Sequence[str]) -> int:
+    flags = tyro.cli(Eval, args=list(args), prog="jaxcnn eval")
+    if flags.data.batch_size < 1:
+        raise InputError(f"--data.batch-size {flags.data.batch_size} must be at least 1")
+    loaded = _load(flags.run)
+    import jax
+
+    from jaxcnn import build, parallel
+    from jaxcnn.data.loader import eval_batches
+    from jaxcnn.train import evaluate, make_eval_step
+
+    experiment = loaded.experiment
+    if flags.data.name:
+        data_settings = dataclasses.replace(experiment.data, name=flags.data.name)
+        experiment = dataclasses.replace(experiment, data=data_settings)
+    data = build.splits(experiment, data_dir=flags.data_dir)
+    net = build.module(experiment.model, num_classes=loaded.num_classes)
+    if len(data.classes) != loaded.num_classes:
+        raise InputError(
+            f"run {flags.run} knows {loaded.num_classes} classes, data set {experiment.data.name} has {len(data.classes)}"
+        )
+    mesh = parallel.make_mesh()
+    step = make_eval_step(net, prepare=build.prepare_eval(experiment, loaded.preprocessing))
+    batches = eval_batches(data.test.images, data.test.labels, batch_size=flags.data.batch_size, mesh=mesh)
+    with jax.set_mesh(mesh):
+        result = evaluate(step, loaded.variables, batches())
+    if flags.json:
+        print(json.dumps(result))
+    else:
+        print(f"test accuracy {result['accuracy']:.2%} ({result['correct']} of {result['count']})")
+    return 0
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Names what is on pictures, by a trained run."""
+
+    run: tyro.conf.Positional[Path]
+    """Run directory."""
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """JPEG or PNG files."""
+    top_k: int = 5
+    json: bool = False
+
+
+def predict_command(args: Sequence[str]) -> int:
+    flags = tyro.cli(Predict, args=list(args), prog="jaxcnn predict")
+    if not flags.images:
+        raise InputError("give at least one image: jaxcnn predict RUN IMAGE...")
+    if flags.top_k < 1:
+        raise InputError(f"--top-k {flags.top_k} must be at least 1")
+    loaded = _load(flags.run)
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jaxcnn import build
+    from jaxcnn.data.sources import read_image
+
+    experiment = loaded.experiment
+    net = build.module(experiment.model, num_classes=loaded.num_classes)
+    height, width, channels = loaded.input
+    images = np.stack([read_image(path, size=(height, width), channels=channels) for path in flags.images])
+    batch = build.prepare_eval(experiment, loaded.preprocessing)({"image": images})
+    logits = jax.jit(lambda v, x: net.apply(v, x, train=False))(loaded.variables, batch["image"])
+    shares = np.asarray(jax.nn.softmax(jnp.asarray(logits, jnp.float32)))
+    for path, row in zip(flags.images, shares, strict=True):
+        order = np.argsort(-row, kind="stable")[: flags.top_k]
+        best = [{"class": loaded.classes[i], "probability": round(float(row[i]), 6)} for i in order]
+        if flags.json:
+            print(json.dumps({"image": str(path), "top": best}))
+        else:
+            print(f"{path}: " + ", ".join(f"{one['class']} {one['probability']:.1%}" for one in best))
+    return 0
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    experiment: Experiment
+    variables: Any
+    preprocessing: Any
+    classes: list[str]
+    input: tuple[int, int, int]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+
+def _load(run: Path) -> _Loaded:
+    """What a run directory holds, verified; `InputError` where it is none, or has no checkpoint."""
+    from jaxcnn import platform
+
+    platform.setup()
+    import jax
+
+    from jaxcnn import report
+    from jaxcnn.data import preprocess
+    from jaxcnn.train.run import read_json
+
+    if not (run / "config.json").is_file():
+        raise InputError(f"{run} is not a run directory: it has no config.json")
+    experiment = config.from_json(read_json(run / "config.json"))
+    jax.config.update("jax_enable_x64", experiment.model.dtype == "float64")
+    data = read_json(run / "data.json")
+    return _Loaded(
+        experiment,
+        report.load_variables(run),
+        preprocess.load(run / "preprocessing.npz"),
+        data["classes"],
+        tuple(data["input"]),
+    )
+
+
+def list_command(args: Sequence[str]) -> int:
+    """`jaxcnn list [--json]`: the models, their parameters at their usual input, their source."""
+
+    @dataclass(frozen=True)
+    class List:
+        json: bool = False
+
+    flags = tyro.cli(List, args=list(args), prog="jaxcnn list", description="Shows the models.")
+    import numpy as np
+
+    from jaxcnn import build
+    from jaxcnn.models import MODELS, create
+
+    rows = [
+        {
+            "name": name,
+            "parameters": build.check_model(create(name), np.zeros((1, *entry.input))),
+            "input": list(entry.input),
+            "paper": entry.paper,
+        }
+        for name, entry in MODELS.items()
+    ]
+    if flags.json:
+        print(json.dumps(rows))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "parameters", "input", "paper")
+    for row in rows:
+        table.add_row(row["name"], f"{row['parameters']:,}", "x".join(map(str, row["input"])), row["paper"])
+    Console().print(table)
+    return 0
+
+
+def data_command(args: Sequence[str]) -> int:
+    """`jaxcnn data fetch NAME`: the original files, pinned by size and SHA-256."""
+    if not args or args[0] not in ("fetch",):
+        if args and not args[0].startswith("-"):
+            raise unknown("data command", args[0], ["fetch"])
+        print("usage: jaxcnn data fetch NAME [--data-dir DIR]")
+        return 0 if args else 2
+
+    @dataclass(frozen=True)
+    class Fetch:
+        name: tyro.conf.Positional[str]
+        """mnist, fashion_mnist, cifar10 or cifar100."""
+        data_dir: Path | None = None
+        """Where the data sets lie; by default $JAXCNN_DATA or ~/.cache/jaxcnn/data."""
+
+    flags = tyro.cli(Fetch, args=list(args[1:]), prog="jaxcnn data fetch")
+    from jaxcnn.data.fetch import fetch
+    from jaxcnn.data.sources import default_data_dir
+
+    for path in fetch(flags.name, flags.data_dir or default_data_dir(), progress=_say):
+        print(path)
+    return 0
+
+
+def _say(*parts: object) -> None:
+    print(*parts, file=sys.stderr, flush=True)

@@ -1,0 +1,104 @@
+"""Batches on the devices: training batches by step, evaluation batches padded and masked."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxcnn import parallel
+from jaxcnn.data import order
+from jaxcnn.errors import InputError
+from jaxcnn.types import DATA_AXIS, Batch
+
+RESIDENT_BYTES = 2 << 30
+"""Training sets up to this size live on every device; larger ones are gathered on the host for each step."""
+
+
+@dataclass(frozen=True)
+class TrainFeed:
+    """Training batches as a function of the step.
+
+    `images` (n, h, w, c), `labels` (n, ...). A resident feed puts both on every device once, and a batch is
+    {"store": {"image", "label"}, "indices": (b,)}, gathered inside the compiled step by `gather`.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    batch_size: int
+    seed: int
+    mesh: Mesh
+    store: dict[str, jax.Array] | None
+
+    @property
+    def examples(self) -> int:
+        return len(self.labels)
+
+    def indices(self, step: int) -> np.ndarray:
+        return order.indices(step, examples=self.examples, batch_size=self.batch_size, seed=self.seed)
+
+    def __call__(self, step: int, *, steps: int = 1) -> dict[str, Any]:
+        """The batch of `step`; with `steps` > 1 (resident feeds) the indices of so many steps: (steps, b)."""
+        if steps > 1:
+            rows = np.stack([self.indices(step + i) for i in range(steps)])
+            sharding = NamedSharding(self.mesh, PartitionSpec(None, DATA_AXIS))
+            return {"store": self.store, "indices": jax.device_put(rows, sharding)}
+        rows, sharding = self.indices(step), parallel.by_example(self.mesh)
+        if self.store is not None:
+            return {"store": self.store, "indices": jax.device_put(rows, sharding)}
+        batch = {"image": self.images[rows], "label": self.labels[rows]}
+        return jax.device_put(batch, sharding)
+
+
+def train_feed(
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    batch_size: int,
+    seed: int,
+    mesh: Mesh,
+    resident: bool | None = None,
+) -> TrainFeed:
+    """A feed over (n, h, w, c) images; `resident` None decides by size. `InputError` if n < batch_size."""
+    if len(labels) < batch_size:
+        raise InputError(
+            f"batch size {batch_size} is larger than the training split of {len(labels)} examples:"
+            f" use --data.batch-size {len(labels)} or less"
+        )
+    if resident is None:
+        resident = images.nbytes <= RESIDENT_BYTES
+    store = None
+    if resident:
+        store = jax.device_put({"image": images, "label": labels}, parallel.replicated(mesh))
+    return TrainFeed(images, labels, batch_size, seed, mesh, store)
+
+
+def gather(batch: Batch) -> Batch:
+    """Inside a compiled step: the examples that a resident batch points at; other batches as they are."""
+    if "store" not in batch:
+        return batch
+    return {name: array[batch["indices"]] for name, array in batch["store"].items()}
+
+
+def eval_batches(
+    images: np.ndarray, labels: np.ndarray, *, batch_size: int, mesh: Mesh
+) -> Callable[[], Iterator[Batch]]:
+    """Batches of every example exactly once, in order: `image`, `label` and `mask` (b,), 0 for padding.
+
+    The size is rounded up to a multiple of the devices, and the last batch padded to it by repeating its last
+    example. Returns a function, so that one split can be evaluated again and again.
+    """
+    devices = mesh.size
+    size = -(-min(batch_size, len(labels)) // devices) * devices
+    sharding = parallel.by_example(mesh)
+
+    def batches() -> Iterator[Batch]:
+        for start in range(0, len(labels), size):
+            rows = np.minimum(np.arange(start, start + size), len(labels) - 1)
+            mask = (np.arange(start, start + size) < len(labels)).astype(np.float32)
+            batch = {"image": images[rows], "label": labels[rows], "mask": mask}
+            yield jax.device_put(batch, sharding)
+
+    return batches

@@ -1,0 +1,42 @@
+"""The device mesh and the two shardings of a training run: the state everywhere, the batch divided."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxcnn.errors import InputError
+from jaxcnn.types import DATA_AXIS, PyTree
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A one-dimensional mesh over `devices` (all of them by default), its axis named `DATA_AXIS`."""
+    devices = list(jax.devices() if devices is None else devices)
+    # Explicit axes, JAX's default, refuse Linen's random layers.
+    return Mesh(np.array(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def by_example(mesh: Mesh) -> NamedSharding:
+    """The first axis of an array divided over the devices."""
+    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def check_divisible(batch_size: int, *, devices: int, accumulate: int = 1) -> None:
+    """`InputError` unless each device gets the same number of examples in each micro-batch."""
+    if batch_size % (devices * accumulate):
+        parts = f"{devices} devices" + (f" x {accumulate} micro-batches" if accumulate > 1 else "")
+        step = devices * accumulate
+        near = max(step, batch_size // step * step)
+        raise InputError(
+            f"batch size {batch_size} cannot be divided evenly over {parts}: use a multiple of {step}, {near} say"
+        )
+
+
+def split_by_device(tree: PyTree, devices: int) -> PyTree:
+    """(b, ...) arrays as (devices, b / devices, ...), the layout that pmap takes."""
+    return jax.tree.map(lambda x: x.reshape(devices, x.shape[0] // devices, *x.shape[1:]), tree)

@@ -1,0 +1,166 @@
+"""What remains of a run: `summary.json`, its pictures, its weights for another run, figures over seeds."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from jaxcnn import build, metrics, parallel
+from jaxcnn.checkpoint import Checkpoints
+from jaxcnn.config import Experiment
+from jaxcnn.data.loader import eval_batches
+from jaxcnn.data.preprocess import Preprocessing
+from jaxcnn.errors import InputError
+from jaxcnn.train.loop import FitResult
+from jaxcnn.train.run import RunDirectory, read_json, write_json
+from jaxcnn.tree import state_sha256
+from jaxcnn.types import PyTree
+
+# Okabe and Ito's colours, told apart by colour-blind readers too.
+BLUE, ORANGE = "#0072B2", "#D55E00"
+
+
+def finish(
+    directory: RunDirectory,
+    result: FitResult,
+    net: nn.Module,
+    data: build.Splits,
+    preprocessing: Preprocessing,
+    experiment: Experiment,
+    *,
+    parameters: int,
+) -> dict[str, Any]:
+    """Writes the pictures, then `summary.json`, which makes the run finished; returns the summary."""
+    curves(result.history, directory.path / "curves.png", title=f"{experiment.name}, seed {experiment.seed}")
+    counts = confusion_counts(net, result.variables, data, build.prepare_eval(experiment, preprocessing))
+    confusion(counts, data.classes, directory.path / "confusion.png", title=f"{experiment.name}: test split")
+    summary = {
+        "final_step": result.step,
+        "selected_step": result.selected_step,
+        **{f"test_{name}": value for name, value in result.test.items()},
+        "state_sha256": state_sha256(result.state),
+        "seconds": round(result.seconds, 2),
+        "parameters": parameters,
+        "skipped_steps": int(result.state.counters["skipped"]),
+        "seed": experiment.seed,
+    }
+    if result.unsaved is None:
+        directory.write("summary.json", summary)
+    return summary
+
+
+def show(summary: Mapping[str, Any], *, quiet: bool = False) -> None:
+    """The result in one line."""
+    accuracy = f"test accuracy {summary['test_accuracy']:.2%} ({summary['test_correct']} of {summary['test_count']})"
+    print(f"{accuracy} after {summary['final_step']} steps, {summary['seconds']:.1f} s", flush=True)
+    if not quiet:
+        print(f"state {summary['state_sha256']}", flush=True)
+
+
+def across_seeds(path: Path, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean, standard deviation and 95 % interval (Student's t) of the test accuracy; written to `path`."""
+    from scipy.stats import t as student
+
+    values = [s["test_accuracy"] for s in summaries]
+    n, mean, std = len(values), statistics.mean(values), statistics.stdev(values)
+    half = float(student.ppf(0.975, n - 1)) * std / n**0.5
+    result = {
+        "n": n,
+        "seeds": [s["seed"] for s in summaries],
+        "test_accuracy": values,
+        "mean": mean,
+        "std": std,
+        "interval_95": [mean - half, mean + half],
+    }
+    write_json(path, result)
+    print(f"{n} seeds: test accuracy {mean:.2%} +- {std:.2%} (standard deviation), 95 % interval +- {half:.2%}")
+    return result
+
+
+def load_variables(path: Path) -> dict[str, PyTree]:
+    """Parameters and collections of a run directory's selected or newest step, nested, on the host."""
+    run = path.absolute()
+    if not (run / "config.json").is_file():
+        raise InputError(f"{path} is not a run directory: it has no config.json")
+    checkpoints = Checkpoints(run / "checkpoints")
+    summary = read_json(run / "summary.json")
+    best = summary["selected_step"] if summary else checkpoints.best_step()
+    restored = checkpoints.restore(best) if best in checkpoints.steps() else checkpoints.restore_latest()
+    if restored is None:
+        raise InputError(f"run {path} has no complete checkpoint yet")
+    nested: dict[str, PyTree] = {}
+    average = any(name.startswith("ema/") for name in restored.arrays)
+    for name, array in restored.arrays.items():
+        parts = name.split("/")
+        if average and parts[0] == "ema":
+            parts = parts[1:]
+        elif average or parts[0] not in ("params", "collections"):
+            continue
+        if parts[0] == "collections":
+            parts = parts[1:]
+        node = nested
+        for part in parts[:-1]:
+            node = node.setdefault(part, {})
+        node[parts[-1]] = np.asarray(array)
+    return nested
+
+
+def confusion_counts(net: nn.Module, variables: PyTree, data: build.Splits, prepare: Any) -> np.ndarray:
+    """(k, k) counts over the test split, rows the true classes."""
+    classes = len(data.classes)
+
+    @jax.jit
+    def count(variables: PyTree, batch: Any) -> Any:
+        batch = prepare(batch)
+        return metrics.confusion(net.apply(variables, batch["image"], train=False), batch, classes)
+
+    mesh = parallel.make_mesh()
+    batches = eval_batches(data.test.images, data.test.labels, batch_size=1000, mesh=mesh)
+    with jax.set_mesh(mesh):
+        return np.sum([jax.device_get(count(variables, batch)) for batch in batches()], axis=0)
+
+
+def curves(history: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> None:
+    """Loss and error over the steps, training beside evaluation."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, key, label in zip(figure.subplots(1, 2), ("loss", "accuracy"), ("loss (nats)", "error (%)"), strict=True):
+        for prefix, colour, name in (("", BLUE, "training"), ("validation_", ORANGE, "validation"), ("test_", ORANGE, "test")):
+            points = [(line["step"], line.get(prefix + key)) for line in history if line.get(prefix + key) is not None]
+            if points:
+                steps, values = zip(*points, strict=True)
+                shown = values if key == "loss" else [100 * (1 - v) for v in values]
+                marker = "o" if len(points) < 30 and prefix else None
+                style = "--" if prefix == "test_" else "-"
+                axes.plot(steps, shown, style, color=colour, label=name, marker=marker, markersize=4)
+        axes.set(xlabel="step", ylabel=label)
+        axes.set_yscale("log") if key == "loss" else axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
+def confusion(counts: np.ndarray, classes: Sequence[str], path: Path, *, title: str) -> None:
+    """The confusion matrix as a picture; the numbers are written in up to 20 classes."""
+    from matplotlib.figure import Figure
+
+    k = len(classes)
+    side = min(12, 2.5 + 0.45 * k)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="share of the true class")
+    if k <= 20:
+        axes.set_xticks(range(k), classes, rotation=45, ha="right")
+        axes.set_yticks(range(k), classes)
+        for i, j in zip(*np.nonzero(counts), strict=True):
+            axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=8, color="w" if share[i, j] > 0.5 else "k")
+    axes.set(xlabel="predicted class", ylabel="true class", title=title)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,132 @@
+"""What a run says: `metrics.jsonl`, each line exactly once even across restarts; a progress bar; TensorBoard."""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+TIMINGS = ("seconds", "images_per_second")
+"""Fields of a line that differ between two runs of the same configuration."""
+
+
+class MetricsLog:
+    """JSON lines in `path` after its first `keep` lines, those that the checkpoint stands on; None keeps them
+    in memory only. A line that a full disk refuses is kept and written with the next one."""
+
+    def __init__(self, path: Path | None, *, keep: int = 0):
+        self.history: list[dict[str, Any]] = []
+        self._waiting = b""
+        self._file = None
+        if path is None:
+            return
+        old = path.read_bytes().splitlines(keepends=True)[:keep] if path.exists() else []
+        old = [line for line in old if line.endswith(b"\n")]
+        self.history = [json.loads(line) for line in old]
+        temporary = path.with_suffix(".partial")
+        temporary.write_bytes(b"".join(old))
+        os.replace(temporary, path)
+        self._file = open(path, "r+b", buffering=0)  # noqa: SIM115 - closed by close()
+        self._end = self._file.seek(0, os.SEEK_END)
+
+    @property
+    def lines(self) -> int:
+        return len(self.history)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """One line; non-finite numbers become null, which JSON has instead."""
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+        self.history.append(clean)
+        self._waiting += json.dumps(clean).encode() + b"\n"
+        with contextlib.suppress(OSError):
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._file is None:
+            return
+        try:
+            if self._waiting and self._file.write(self._waiting) != len(self._waiting):
+                raise OSError(errno.ENOSPC, "metrics.jsonl could not be written: no space left")
+        except OSError:
+            self._file.truncate(self._end)  # no half line
+            self._file.seek(self._end)
+            raise
+        self._end, self._waiting = self._end + len(self._waiting), b""
+
+    def sync(self) -> None:
+        """Every line is on the disk, or `OSError`: called before a checkpoint counts on them."""
+        self._flush()
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._flush()
+            self._file.close()
+
+
+class Progress:
+    """A rich bar with ETA on a terminal, plain lines elsewhere, nothing when `quiet`."""
+
+    def __init__(self, steps: int, *, start: int = 0, quiet: bool = False):
+        self.quiet, self._bar = quiet, None
+        self._steps = steps
+        if quiet or not sys.stdout.isatty():
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            TextColumn("{task.fields[numbers]}"),
+        )
+        self._bar.start()
+        self._task = self._bar.add_task("training", total=steps, completed=start, numbers="compiling")
+
+    def step(self, step: int) -> None:
+        if self._bar:
+            self._bar.update(self._task, completed=step)
+
+    def line(self, line: Mapping[str, Any], *, eta: float | None = None) -> None:
+        """Shows a line of the log."""
+        text = " ".join(f"{k} {_short(v)}" for k, v in line.items() if k not in ("step", "seconds"))
+        if self._bar:
+            self._bar.update(self._task, numbers=text)
+        else:
+            left = "" if eta is None else f" ETA {eta:.0f} s"
+            self.say(f"step {line['step']}/{self._steps} {text}{left}")
+
+    def say(self, message: str) -> None:
+        if self._bar:
+            self._bar.console.print(message, highlight=False, markup=False)
+        elif not self.quiet:
+            print(message, flush=True)
+
+    def close(self) -> None:
+        if self._bar:
+            self._bar.stop()
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def tensorboard_writer(directory: Path) -> Any:
+    """A tensorboardX writer; `InputError` where that optional package is missing."""
+    from jaxcnn.errors import InputError
+
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise InputError("--train.tensorboard needs tensorboardX: pip install 'jaxcnn[tensorboard]'") from None
+    return SummaryWriter(str(directory / "tensorboard"))

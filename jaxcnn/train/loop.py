@@ -1,0 +1,440 @@
+"""The training loop: `fit` logs, evaluates and saves at stated intervals, and resumes to the same bits."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from jaxcnn import metrics as metric_table
+from jaxcnn import parallel
+from jaxcnn.checkpoint import CheckpointError, Checkpoints, Restored
+from jaxcnn.data.loader import TrainFeed, eval_batches, train_feed
+from jaxcnn.errors import InputError
+from jaxcnn.losses import LossFn
+from jaxcnn.metrics import Metric
+from jaxcnn.train import log
+from jaxcnn.signals import Stopped, StopRequest, stop_on_signals
+from jaxcnn.train.state import TrainState, create_state
+from jaxcnn.train.step import CLASSIFY, Prepare, Totals, TrainStep, make_eval_step, make_train_step, scan_steps
+from jaxcnn.tree import unflatten
+from jaxcnn.types import Batch, PyTree
+
+Arrays = tuple[np.ndarray, np.ndarray]
+"""Inputs (n, h, w, c) and labels (n, ...)."""
+Batches = Callable[[], Iterable[Batch]]
+
+
+class TrainingFailed(Exception):
+    """Training cannot go on; the message says since which step and where the last good state is."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    state: TrainState
+    step: int
+    selected_step: int
+    """The step that was tested: the best by validation where there is a validation split, else the last."""
+    variables: dict[str, PyTree]
+    """Parameters and collections of the selected step (its moving average where there is one)."""
+    test: dict[str, float]
+    history: list[dict[str, Any]]
+    seconds: float
+    """Training and evaluation over all starts, compilation included."""
+    unsaved: str | None
+    """Why the last save failed, if it did."""
+
+
+def fit(
+    module: nn.Module,
+    train: Arrays | Callable[[int], Batch],
+    *,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    batch_size: int = 128,
+    validation: Arrays | Batches | None = None,
+    test: Arrays | Batches | None = None,
+    seed: int = 0,
+    loss_fn: LossFn = CLASSIFY,
+    eval_loss_fn: LossFn | None = None,
+    metrics: Mapping[str, Metric] = metric_table.CLASSIFICATION,
+    select_by: str = "accuracy",
+    prepare: Prepare | None = None,
+    prepare_eval: Callable[[Batch], Batch] | None = None,
+    learning_rate: optax.Schedule | None = None,
+    ema_decay: float | None = None,
+    accumulate: int = 1,
+    early_stopping: int = 0,
+    max_skipped: int = 20,
+    log_every: int = 50,
+    eval_every: int = 0,
+    eval_batch_size: int = 1000,
+    checkpoint_every: int = 500,
+    keep_latest: int = 2,
+    keep_best: int = 1,
+    directory: str | Path | None = None,
+    variables: Mapping[str, PyTree] | None = None,
+    mesh: Mesh | None = None,
+    parallel_mode: Literal["jit", "pmap"] = "jit",
+    steps_per_call: int = 1,
+    tensorboard: bool = False,
+    quiet: bool = False,
+) -> FitResult:
+    """Trains `module` for `steps` and returns the final state and what was measured.
+
+    `train` is a pair of arrays (n, h, w, c) and (n,), or a function of the step that gives a batch. With a
+    `directory` the run logs to `metrics.jsonl`, saves checkpoints there, and a second call goes on from the
+    newest verified one, to the same bits as without the stop. `validation` is evaluated every `eval_every`
+    steps and selects the checkpoint that is tested; without it `test` is evaluated then and selects nothing.
+    `learning_rate` is only logged. `prepare` augments and normalises training batches inside the step,
+    `prepare_eval` normalises evaluation batches.
+
+    Raises `InputError` before compiling, `TrainingFailed` after `max_skipped` consecutive non-finite steps,
+    `Stopped` after SIGTERM or Ctrl-C once the state is saved.
+    """
+    mesh = mesh or parallel.make_mesh()
+    if steps < 0:
+        raise InputError(f"steps {steps} must not be negative")
+    if steps_per_call > 1 and (parallel_mode == "pmap" or callable(train)):
+        raise InputError("steps_per_call > 1 needs jit and a training set that lives on the device")
+    parallel.check_divisible(batch_size, devices=mesh.size, accumulate=accumulate)
+    feed = train if callable(train) else train_feed(*train, batch_size=batch_size, seed=seed, mesh=mesh)
+    example = _example(feed, batch_size, prepare)
+    create = dict(optimizer=optimizer, sample=example, ema=ema_decay is not None, variables=variables)
+    step = make_train_step(
+        module,
+        optimizer=optimizer,
+        loss_fn=loss_fn,
+        metrics=metrics,
+        prepare=prepare,
+        ema_decay=ema_decay,
+        accumulate=accumulate,
+        mesh=mesh,
+        parallel_mode=parallel_mode,
+    )
+    eval_step = make_eval_step(module, loss_fn=eval_loss_fn or loss_fn, metrics=metrics, prepare=prepare_eval)
+    with jax.set_mesh(mesh), stop_on_signals() as stop:
+        loop = _Loop(
+            step=step,
+            eval_step=eval_step,
+            feed=feed,
+            stop=stop,
+            steps=steps,
+            batch_size=batch_size,
+            validation=_batches(validation, eval_batch_size, mesh),
+            test=_batches(test, eval_batch_size, mesh),
+            seed=seed,
+            select_by=select_by,
+            learning_rate=learning_rate,
+            early_stopping=early_stopping,
+            max_skipped=max_skipped,
+            log_every=log_every,
+            eval_every=eval_every,
+            checkpoint_every=checkpoint_every,
+            steps_per_call=steps_per_call,
+            mesh=mesh,
+        )
+        stop.check()
+        loop.state = create_state(module, seed=seed, mesh=mesh, **create)
+        return loop.run(directory, keep_latest, keep_best, tensorboard=tensorboard, quiet=quiet)
+
+
+def _example(feed: Callable[[int], Batch], batch_size: int, prepare: Prepare | None) -> jax.ShapeDtypeStruct:
+    """Shape and type of the model's input, one example, without running anything."""
+    from jaxcnn.data.loader import gather
+    from jaxcnn.train import rng
+
+    ready = prepare or (lambda batch, key: gather(batch))
+    image = jax.eval_shape(lambda batch: ready(batch, rng.stream(0, "augment")), feed(0))["image"]
+    return jax.ShapeDtypeStruct((1, *image.shape[1:]), image.dtype)
+
+
+def _batches(data: Arrays | Batches | None, batch_size: int, mesh: Mesh) -> Batches | None:
+    if data is None or callable(data):
+        return data
+    return eval_batches(*data, batch_size=batch_size, mesh=mesh)
+
+
+EvalStep = Callable[[Mapping[str, PyTree], Batch], Totals]
+
+
+def evaluate(
+    eval_step: EvalStep,
+    variables: Mapping[str, PyTree],
+    batches: Iterable[Batch],
+    *,
+    check: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Means over every example once, and `count`, an int; with an accuracy also `correct`, an int.
+
+    Sums and counts are added on the host and divided once: the size of the batches does not matter.
+    `check` is called between batches and may raise.
+    """
+    totals = metric_table.Totals()
+    for batch in batches:
+        check()
+        totals.add(eval_step(variables, batch))
+    result: dict[str, float] = totals.means()
+    result["count"] = totals.counts["loss"]
+    if "accuracy" in totals.sums:
+        result["correct"] = round(totals.sums["accuracy"])
+    return result
+
+
+@dataclass
+class _Loop:
+    """The position of one run: `state` on the devices and, beside it, what has been said about it."""
+
+    step: TrainStep
+    eval_step: EvalStep
+    feed: Callable[[int], Batch]
+    stop: StopRequest
+    steps: int
+    batch_size: int
+    validation: Batches | None
+    test: Batches | None
+    seed: int
+    select_by: str
+    learning_rate: optax.Schedule | None
+    early_stopping: int
+    max_skipped: int
+    log_every: int
+    eval_every: int
+    checkpoint_every: int
+    steps_per_call: int
+    mesh: Mesh
+
+    state: TrainState = field(init=False)
+    at: int = 0
+    logged: int = 0
+    evaluated: int = 0
+    in_a_row: int = 0
+    seconds_before: float = 0.0
+    best_step: int = -1
+    best_variables: dict[str, PyTree] = field(default_factory=dict)
+    score: float | None = None
+    saved: int = -1
+    unsaved: str | None = None
+
+    def run(
+        self, directory: str | Path | None, keep_latest: int, keep_best: int, *, tensorboard: bool, quiet: bool
+    ) -> FitResult:
+        self.window = metric_table.Totals()
+        self.pending: list[tuple[int, Totals]] = []
+        self.checkpoints, lines, path = None, 0, None
+        self.progress = log.Progress(self.steps, quiet=quiet)
+        if directory is not None:
+            path = Path(directory).absolute()
+            path.mkdir(parents=True, exist_ok=True)
+            self.checkpoints = Checkpoints(
+                path / "checkpoints", keep_latest=keep_latest, keep_best=keep_best, report=self.progress.say
+            )
+            restored = self.checkpoints.restore_latest(sharding=parallel.replicated(self.mesh))
+            if restored is not None:
+                lines = self._resume(restored)
+        self.log = log.MetricsLog(path / "metrics.jsonl" if path else None, keep=lines)
+        self.writer = log.tensorboard_writer(path) if tensorboard and path else None
+        self.started = time.monotonic()
+        try:
+            self._train()
+            return self._finish()
+        finally:
+            self.progress.close()
+            self.log.close()
+            if self.writer:
+                self.writer.close()
+
+    def _resume(self, restored: Restored) -> int:
+        """Takes over a checkpoint; the number of log lines that it stands on."""
+        like = jax.eval_shape(lambda: self.state)
+        self.state = unflatten(like, restored.arrays, what="checkpoint's arrays")
+        loop = restored.loop
+        self.at = self.saved = restored.step
+        self.logged, self.evaluated = loop["logged"], loop["evaluated"]
+        self.in_a_row, self.best_step = loop["in_a_row"], loop["best_step"]
+        self.seconds_before = loop["seconds"]
+        self.window.sums, self.window.counts = dict(loop["sums"]), dict(loop["counts"])
+        self.progress.say(f"going on from step {self.at} of {self.steps}")
+        return loop["lines"]
+
+    def _train(self) -> None:
+        many = scan_steps(self.step) if self.steps_per_call > 1 else self.step
+        self.clock, self.clock_step, first = time.monotonic(), self.at, True
+        self._boundary()
+        while self.at < self.steps and not self._stopped_early():
+            n = self.steps_per_call if self._next_boundary() - self.at >= self.steps_per_call else 1
+            batch = self.feed(self.at, steps=n) if n > 1 else self.feed(self.at)  # type: ignore[call-arg]
+            self.state, totals = (many if n > 1 else self.step)(self.state, batch, np.uint32(self.seed))
+            self.pending.append((n, totals))
+            self.at += n
+            if first:  # compiled by now
+                jax.block_until_ready(totals)
+                self.clock, self.clock_step, first = time.monotonic(), self.at, False
+            # At most two calls under way: a stop is heeded soon, and the device still never waits for the host.
+            jax.block_until_ready(self.pending[max(0, len(self.pending) - 3)][1])
+            self.progress.step(self.at)
+            self._boundary()
+        self._drain()
+        self.save()
+
+    def _next_boundary(self) -> int:
+        every = [n for n in (self.log_every, self.eval_every, self.checkpoint_every) if n]
+        return min(self.steps, *((self.at // n + 1) * n for n in every))
+
+    def _boundary(self) -> None:
+        """What is due at this step, in this order: line, evaluation, checkpoint; then a stop that was asked for."""
+        end = self.at == self.steps
+        if (self.at % self.log_every == 0 or end) and self.logged < self.at:
+            self._log_line()
+        monitored = self.validation or self.test
+        due = self.eval_every and self.at % self.eval_every == 0
+        due = self.validation is not None if end else due  # the test split has its own line at the end
+        try:
+            if monitored is not None and due and self.evaluated < self.at:
+                self._evaluate(monitored)
+            if self.at % self.checkpoint_every == 0 or self.best_step == self.at:
+                self.save()
+            self.stop.check()
+        except Stopped:
+            self.save()
+            raise
+
+    def _drain(self) -> None:
+        """Adds the totals of finished calls to the window, in the order of their steps."""
+        step = self.at - sum(n for n, _ in self.pending)
+        for n, totals in self.pending:
+            totals = jax.device_get(totals)
+            for i in range(n):
+                step += 1
+                one = jax.tree.map(lambda x, i=i: x[i], totals) if n > 1 else totals
+                self.window.add(one)
+                self.in_a_row = self.in_a_row + 1 if one["skipped"].sum else 0
+                if self.in_a_row >= self.max_skipped:
+                    self.pending.clear()
+                    raise TrainingFailed(
+                        f"loss or gradient was not finite in {self.in_a_row} consecutive steps,"
+                        f" {step - self.in_a_row + 1} to {step}: each was skipped, so the state is that of step"
+                        f" {step - self.in_a_row}; lower the learning rate, clip gradients or look at these batches"
+                    )
+        self.pending.clear()
+
+    def _log_line(self) -> None:
+        self._drain()
+        window, self.window = self.window, metric_table.Totals()
+        means = {k: window.sums[k] / n if n else float("nan") for k, n in window.counts.items() if k != "skipped"}
+        now = time.monotonic()
+        steps, seconds = self.at - self.clock_step, now - self.clock
+        line: dict[str, Any] = {"step": self.at, "loss": means.pop("loss"), **means}
+        if isinstance(self.feed, TrainFeed):
+            line["epoch"] = round(self.at * self.batch_size / self.feed.examples, 4)
+        if self.learning_rate is not None:
+            line["learning_rate"] = float(self.learning_rate(self.at - 1))
+        if window.sums["skipped"]:
+            line["skipped"] = int(window.sums["skipped"])
+        line["images_per_second"] = round(steps * self.batch_size / seconds, 1) if steps else None
+        line["seconds"] = round(self._seconds(), 3)
+        self.clock, self.clock_step, self.logged = now, self.at, self.at
+        self._write(line, eta=(self.steps - self.at) * seconds / steps if steps else None)
+
+    def _write(self, line: dict[str, Any], *, eta: float | None = None) -> None:
+        self.log.write(line)
+        self.progress.line(line, eta=eta)
+        if self.writer:
+            for key, value in line.items():
+                if isinstance(value, int | float) and key != "step":
+                    self.writer.add_scalar(key, value, line["step"])
+
+    def _evaluate(self, batches: Batches) -> None:
+        """Evaluates the monitored split; with a validation split, keeps the score and early stopping's patience."""
+        began = time.monotonic()
+        split = "test" if self.validation is None else "validation"
+        result = evaluate(self.eval_step, self.state.variables(), batches(), check=self.stop.check)
+        self._write({"step": self.at, **{f"{split}_{name}": value for name, value in result.items()}})
+        self.evaluated = self.at
+        self.clock += time.monotonic() - began  # not training time
+        if self.validation is None:
+            return
+        self.score = result[self.select_by]
+        counters = dict(self.state.counters)
+        better = self.score > float(counters["best"])
+        if better:
+            self.best_step = self.at
+            if self.checkpoints is None:
+                self.best_variables = jax.device_get(self.state.variables())
+        waited = 0 if better else int(counters["evaluations_without_best"]) + 1
+        new = {"best": np.float32(max(self.score, float(counters["best"])))}
+        new["evaluations_without_best"] = np.int32(waited)  # type: ignore[assignment]
+        self.state = self.state.replace(  # type: ignore[attr-defined]
+            counters=counters | jax.device_put(new, parallel.replicated(self.mesh))
+        )
+
+    def _stopped_early(self) -> bool:
+        if not self.early_stopping or self.evaluated < self.at:
+            return False
+        return int(self.state.counters["evaluations_without_best"]) >= self.early_stopping
+
+    def save(self) -> None:
+        """A checkpoint of this step, unless it has one. A failure is reported and the run goes on."""
+        if self.checkpoints is None or self.saved == self.at:
+            return
+        self._drain()
+        beside = {
+            "lines": self.log.lines,
+            "logged": self.logged,
+            "evaluated": self.evaluated,
+            "in_a_row": self.in_a_row,
+            "best_step": self.best_step,
+            "sums": self.window.sums,
+            "counts": self.window.counts,
+            "seconds": self._seconds(),
+        }
+        metric = self.score if self.validation is not None and self.evaluated == self.at else None
+        try:
+            self.log.sync()
+            self.checkpoints.save(self.at, self.state, loop=beside, metric=metric)
+        except (CheckpointError, OSError) as error:
+            self.unsaved = str(error)
+            self.progress.say(f"{error}; training goes on and tries again at the next checkpoint")
+        else:
+            self.unsaved, self.saved = None, self.at
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.started
+
+    def _finish(self) -> FitResult:
+        """Tests the selected step once and closes the log."""
+        selected, variables = self.at, self.state.variables()
+        if self.validation is not None and self.best_step not in (-1, self.at):
+            selected, variables = self._best(variables)
+        result: dict[str, float] = {}
+        if self.test is not None:
+            result = evaluate(self.eval_step, variables, self.test(), check=self.stop.check)
+            named = {f"test_{name}": value for name, value in result.items()}
+            self._write({"step": self.at, "selected_step": selected, **named})
+        return FitResult(
+            state=self.state,
+            step=self.at,
+            selected_step=selected,
+            variables=variables,
+            test=result,
+            history=self.log.history,
+            seconds=self._seconds(),
+            unsaved=self.unsaved,
+        )
+
+    def _best(self, fallback: dict[str, PyTree]) -> tuple[int, dict[str, PyTree]]:
+        if self.checkpoints is None:
+            return self.best_step, self.best_variables
+        try:
+            arrays = self.checkpoints.restore(self.best_step, sharding=parallel.replicated(self.mesh)).arrays
+        except CheckpointError as error:
+            self.progress.say(f"{error}; testing the last step instead of the best one")
+            return self.at, fallback
+        state = unflatten(jax.eval_shape(lambda: self.state), arrays, what="checkpoint's arrays")
+        return self.best_step, state.variables()

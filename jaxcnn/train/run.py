@@ -1,0 +1,178 @@
+"""A run directory: one process at a time, one configuration, one environment, written atomically."""
+
+import errno
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxcnn.config import differences
+from jaxcnn.errors import InputError
+
+REFUSED = ("versions", "xla_flags", "device_kind", "data")
+"""Fields of `environment.json` on which the bits of a run depend: resuming under others is refused."""
+WARNED = {
+    "devices": "batches, order and augmentation stay exact, sums are rounded in another order",
+    "cores": "batches, order and augmentation stay exact, CPU kernels may round differently",
+    "git": "results stay exact only if the code that they depend on is the same",
+}
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+class RunDirectory:
+    """Holds the lock of `path` from opening to `close` (or the end of the process, however it ends)."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        *,
+        config: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        accept_environment: bool = False,
+    ):
+        """Creates or reopens the run. `InputError` if another process has it, if it holds another configuration
+        or environment (with the difference), or if nothing can be written there."""
+        self.path = Path(path).absolute()
+        self.warnings: list[str] = []
+        self._lock: int | None = None
+        fresh = not self.path.exists()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            self._settle(config, environment, accept_environment)
+        except OSError as error:
+            self.close()
+            if fresh:
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise InputError(
+                f"run directory {self.path} cannot be written: {error.strerror}; choose another --runs-dir or make room"
+            ) from error
+        except InputError:
+            self.close()
+            raise
+
+    def _take_lock(self) -> None:
+        self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            holder = os.read(self._lock, 100).decode(errors="replace").strip()
+            raise InputError(
+                f"run {self.path} is in use by process {holder}: wait for it, or give another --run name"
+            ) from None
+        os.ftruncate(self._lock, 0)
+        os.write(self._lock, f"{os.getpid()}\n".encode())
+
+    def _settle(self, config: Mapping[str, Any], environment: Mapping[str, Any], accept: bool) -> None:
+        old_config, old_environment = self.read("config.json"), self.read("environment.json")
+        if old_config is not None and (changed := differences(old_config, config)):
+            raise InputError(
+                f"run {self.path} was made with another configuration:\n  "
+                + "\n  ".join(changed)
+                + "\ngive another --run name, or the same flags"
+            )
+        if old_config is not None and old_environment is not None:
+            refused, warned = _compare(old_environment, environment)
+            if refused and not accept:
+                raise InputError(
+                    f"run {self.path} was made in another environment, its bits cannot be continued here:\n  "
+                    + "\n  ".join(refused)
+                    + "\n--accept-environment goes on all the same"
+                )
+            self.warnings = refused + warned
+        self.write("environment.json", environment)
+        self.write("config.json", config)
+
+    def read(self, name: str) -> Any:
+        """A JSON file of the run, or None where there is none."""
+        return read_json(self.path / name)
+
+    def write(self, name: str, values: Any) -> None:
+        """Writes a JSON file whole or not at all."""
+        write_json(self.path / name, values)
+
+    def require_space(self, needed: int) -> None:
+        """`InputError` unless `needed` bytes are free."""
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
+            raise InputError(
+                f"run directory {self.path} has {free} bytes free and its checkpoints need {needed}:"
+                " make room or choose another --runs-dir"
+            )
+
+    def close(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def read_json(path: Path) -> Any:
+    """The file's content, or None where there is no such file; `InputError` if it is not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error}): restore it, or give another --run name") from None
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f"{path.name}.partial")
+    try:
+        with open(temporary, "w") as f:
+            json.dump(values, f, indent=1)
+            f.write("\n")
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def environment(*, data: Mapping[str, str]) -> dict[str, Any]:
+    """What the bits of a run depend on beside its configuration; `data` maps file names to SHA-256."""
+    devices = jax.devices()
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "device_kind": devices[0].device_kind,
+        "devices": len(devices),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "data": dict(data),
+        "git": _git_hash(),
+        "python": platform.python_version(),
+    }
+
+
+def _git_hash() -> str | None:
+    """The commit of this package's checkout, `+` where files differ from it; None outside one."""
+
+    def git(*words: str) -> str:
+        here = Path(__file__).parent
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    refused, warned = [], []
+    for field in REFUSED:
+        refused += differences({field: old.get(field)}, {field: new.get(field)})
+    for field, meaning in WARNED.items():
+        warned += [f"{line} ({meaning})" for line in differences({field: old.get(field)}, {field: new.get(field)})]
+    return refused, warned

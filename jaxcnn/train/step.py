@@ -1,0 +1,187 @@
+"""One training step and one evaluation step, as pure functions: compiled by jit over a mesh, or by pmap."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from jaxcnn import metrics as metric_table
+from jaxcnn import optim, parallel
+from jaxcnn.losses import LossFn, classification
+from jaxcnn.metrics import Metric, Total
+from jaxcnn.train import rng
+from jaxcnn.train.state import TrainState
+from jaxcnn.types import DATA_AXIS, Array, Batch, PyTree
+
+Prepare = Callable[[Batch, Array], Batch]
+"""(batch, key) -> batch: what stands before the model, augmentation and preprocessing say."""
+Totals = dict[str, Total]
+TrainStep = Callable[[TrainState, Batch, Any], tuple[TrainState, Totals]]
+"""(state, batch, seed) -> (state, totals)."""
+
+CLASSIFY = classification()
+
+
+def make_train_step(
+    module: nn.Module,
+    *,
+    optimizer: optax.GradientTransformation,
+    loss_fn: LossFn = CLASSIFY,
+    metrics: Mapping[str, Metric] = metric_table.CLASSIFICATION,
+    prepare: Prepare | None = None,
+    ema_decay: float | None = None,
+    accumulate: int = 1,
+    mesh: Mesh | None = None,
+    parallel_mode: Literal["jit", "pmap"] = "jit",
+) -> TrainStep:
+    """`step(state, batch, seed) -> (state, totals)`; the old state's buffers are given up to the new one.
+
+    `totals` holds (sum, count) of the loss and of every metric over the batch, and `skipped`: a step whose loss
+    or gradient is not finite changes neither params nor optimiser nor collections, only the counters.
+    With `accumulate` n the batch is divided into n micro-batches of every n-th example; each is normalised by
+    itself and moves the BatchNorm statistics in turn, and the gradients are averaged.
+    """
+
+    def step(state: TrainState, batch: Batch, seed: Array, axis: str | None = None) -> tuple[TrainState, Totals]:
+        dropout = rng.stream(seed, "dropout", state.step)
+
+        def loss_of(params: PyTree, collections: PyTree, part: Batch, index: int | Array):
+            outputs, collections = module.apply(
+                {"params": params, **collections},
+                part["image"],
+                train=True,
+                mutable=list(collections),
+                rngs={"dropout": jax.random.fold_in(dropout, index)},
+            )
+            losses = loss_fn(outputs, part)
+            totals = {"loss": Total(losses.sum(), jnp.float32(losses.size))}
+            totals |= {name: metric(outputs, part) for name, metric in metrics.items()}
+            return losses.mean(), (dict(collections), totals)
+
+        def one(carry, part_and_index):
+            collections, grads, totals = carry
+            (_, (collections, new_totals)), new_grads = jax.value_and_grad(loss_of, has_aux=True)(
+                state.params, collections, *part_and_index
+            )
+            return (collections, _add(grads, new_grads), _add(totals, new_totals)), None
+
+        collections, grads, totals = _over_microbatches(one, state.collections, batch, accumulate)
+        grads = jax.tree.map(lambda g: g / accumulate, grads)
+        if axis is not None:
+            grads, totals = jax.lax.pmean(grads, axis), jax.lax.psum(totals, axis)
+        return _update(state, collections, grads, totals)
+
+    def _update(state: TrainState, collections: PyTree, grads: PyTree, totals: Totals):
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = None
+        if state.ema is not None:
+            assert ema_decay is not None
+            average = optim.ema(state.ema, {"params": params, "collections": collections}, ema_decay)
+        ok = _finite((totals["loss"][0], grads, collections))
+        new = (params, collections, opt_state, average)
+        old = (state.params, state.collections, state.opt_state, state.ema)
+        kept = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
+        skipped = 1 - ok.astype(jnp.int32)
+        counters = state.counters | {
+            "skipped": state.counters["skipped"] + skipped,
+            "skipped_in_a_row": (state.counters["skipped_in_a_row"] + 1) * skipped,
+        }
+        totals = jax.tree.map(lambda t: jnp.where(ok, t, 0), totals)  # a mean over the steps that were taken
+        totals |= {"skipped": Total(skipped.astype(jnp.float32), jnp.float32(1))}
+        return TrainState(state.step + 1, *kept[:3], counters, kept[3]), totals
+
+    prepare = prepare or (lambda batch, key: batch)
+    if parallel_mode == "pmap":
+        return _pmapped(step, prepare, mesh or parallel.make_mesh())
+
+    def whole(state: TrainState, batch: Batch, seed: Array) -> tuple[TrainState, Totals]:
+        return step(state, prepare(batch, rng.stream(seed, "augment", state.step)), seed)
+
+    return jax.jit(whole, donate_argnums=0)
+
+
+def scan_steps(step: TrainStep) -> TrainStep:
+    """Several steps in one call, over the rows of a resident batch's `indices` (steps, b); totals are stacked."""
+
+    def steps(state: TrainState, batch: Batch, seed: Array) -> tuple[TrainState, Totals]:
+        def one(state: TrainState, indices: Array) -> tuple[TrainState, Totals]:
+            return step(state, {"store": batch["store"], "indices": indices}, seed)
+
+        return jax.lax.scan(one, state, batch["indices"])
+
+    return jax.jit(steps, donate_argnums=0)
+
+
+def _over_microbatches(one: Callable, collections: PyTree, batch: Batch, accumulate: int) -> tuple:
+    """The carry (collections, sum of gradients, sum of totals) after every micro-batch."""
+    carry = (collections, None, None)
+    if accumulate == 1:
+        return one(carry, (batch, 0))[0]
+
+    def part(x: Array, i: int) -> Array:  # every n-th example: each device keeps its own ones
+        return x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:])[:, i]
+
+    carry, _ = one(carry, (jax.tree.map(lambda x: part(x, 0), batch), 0))
+    if jax.default_backend() == "cpu":  # a convolution inside a loop is many times slower there
+        for i in range(1, accumulate):
+            carry, _ = one(carry, (jax.tree.map(lambda x, i=i: part(x, i), batch), i))
+        return carry
+    rest = jax.tree.map(lambda x: jnp.stack([part(x, i) for i in range(1, accumulate)]), batch)
+    return jax.lax.scan(one, carry, (rest, jnp.arange(1, accumulate)))[0]
+
+
+def _add(a: PyTree | None, b: PyTree) -> PyTree:
+    return b if a is None else jax.tree.map(jnp.add, a, b)
+
+
+def _finite(tree: PyTree) -> Array:
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
+
+
+def _pmapped(step: Callable, prepare: Prepare, mesh: Mesh) -> Callable:
+    """The second mode: the batch is prepared as a whole, so that augmentation is the same, then divided."""
+    devices = list(mesh.devices.flat)
+    mapped = jax.pmap(
+        lambda state, batch, seed: step(state, batch, seed, DATA_AXIS),
+        axis_name=DATA_AXIS,
+        in_axes=(None, 0, None),
+        out_axes=None,  # type: ignore[arg-type]
+        devices=devices,
+    )
+
+    @jax.jit
+    def prepared(batch: Batch, seed: Array, index: Array) -> Batch:
+        batch = prepare(batch, rng.stream(seed, "augment", index))
+        return parallel.split_by_device(batch, len(devices))
+
+    def whole(state: TrainState, batch: Batch, seed: Array) -> tuple[TrainState, Totals]:
+        return mapped(state, prepared(batch, seed, state.step), seed)
+
+    return whole
+
+
+def make_eval_step(
+    module: nn.Module,
+    *,
+    loss_fn: LossFn = CLASSIFY,
+    metrics: Mapping[str, Metric] = metric_table.CLASSIFICATION,
+    prepare: Callable[[Batch], Batch] | None = None,
+) -> Callable[[Mapping[str, PyTree], Batch], Totals]:
+    """`step(variables, batch) -> totals`: (sum, count) of the loss and of every metric over the rows of `mask`."""
+
+    @jax.jit
+    def step(variables: Mapping[str, PyTree], batch: Batch) -> Totals:
+        batch = prepare(batch) if prepare else batch
+        outputs = module.apply(variables, batch["image"], train=False)
+        losses = loss_fn(outputs, batch)
+        mask = batch.get("mask", jnp.ones(losses.shape, losses.dtype)).astype(losses.dtype)
+        totals = {"loss": Total(jnp.where(mask > 0, losses, 0).sum(), mask.sum())}
+        return totals | {name: metric(outputs, batch) for name, metric in metrics.items()}
+
+    return step
