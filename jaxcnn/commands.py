@@ -202,10 +202,12 @@ def data_command(args: Sequence[str]) -> int:
     from jaxcnn.data.fetch import fetch
     from jaxcnn.data.sources import default_data_dir
 
-    for path in fetch(flags.name, flags.data_dir or default_data_dir(), progress=_say):
+    for path in fetch(flags.name, flags.data_dir or default_data_dir(), progress=_progress):
         print(path)
     return 0
 
 
-def _say(*parts: object) -> None:
-    print(*parts, file=sys.stderr, flush=True)
+def _progress(file: str, held: int, expected: int) -> None:
+    print(f"\r{file}: {held / 1e6:.1f} of {expected / 1e6:.1f} MB", end="", file=sys.stderr, flush=True)
+    if held >= expected:
+        print(file=sys.stderr)

@@ -97,9 +97,7 @@ def _scaled_normal(
     return init
 
 
-def _scaled_uniform(
-    scale: float, mode: Mode, *, groups: int = 1, connections: ArrayLike | None = None
-) -> Initializer:
+def _scaled_uniform(scale: float, mode: Mode, *, groups: int = 1, connections: ArrayLike | None = None) -> Initializer:
     """Uniform of variance scale / fan, that is U(+-sqrt(3 scale / fan))."""
 
     def init(key, shape, dtype=None, out_sharding=None):

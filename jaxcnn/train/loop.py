@@ -298,7 +298,7 @@ class _Loop:
         try:
             if monitored is not None and due and self.evaluated < self.at:
                 self._evaluate(monitored)
-            if self.at % self.checkpoint_every == 0 or self.best_step == self.at:
+            if self.at and (self.at % self.checkpoint_every == 0 or self.best_step == self.at):
                 self.save()
             self.stop.check()
         except Stopped:

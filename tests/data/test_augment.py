@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from jaxcnn.data.augment import Augmentation, augment
 from jaxcnn.errors import InputError
@@ -38,12 +39,11 @@ def run(seed, images=IMAGES, labels=LABELS, **options):
 CROPS = {"crop_padding": 2, "flip": True, "cutout": 3}
 MIXUP, CUTMIX = {"mixup": 0.4}, {"cutmix": 1.0}
 EVERYTHING = CROPS | MIXUP | CUTMIX
-# Few settings, shared by the tests: each is compiled once, and the sampler of lambda compiles slowly.
+# Few settings, shared by the tests, so that each is compiled once.
 
 
 @pytest.mark.usefixtures("strict_dtypes")
-@pytest.mark.parametrize("options", [CROPS, EVERYTHING])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("options", "dtype"), [(CROPS, jnp.float32), (EVERYTHING, jnp.bfloat16)])
 def test_shape_and_dtype_stay(options, dtype):
     images, labels = run(0, jnp.asarray(IMAGES, dtype), **options)
     assert images.shape == IMAGES.shape
@@ -144,11 +144,16 @@ def test_with_both_on_each_example_is_mixed_in_one_way_about_half_the_time():
     assert np.mean(shares) == pytest.approx(0.5, abs=5 * 0.5 / np.sqrt(40 * B))
 
 
-def test_mixing_weights_follow_the_beta_distribution():
-    alpha = MIXUP["mixup"]
-    weights = np.stack([run(seed, **MIXUP)[1][np.arange(B), LABELS] for seed in range(200)])
+@pytest.mark.parametrize("alpha", [0.1, 1.0])
+def test_mixing_weights_follow_the_beta_distribution(alpha):
+    n = 4000
+    labels = run(6, np.zeros((n, 1, 1, 3), np.float32), np.arange(n) % K, mixup=alpha)[1]
+    weights = labels[np.arange(n), np.arange(n) % K]
     assert weights.mean() == pytest.approx(0.5, abs=0.03)
     assert weights.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.08)
+    # Above 1/2 a small alpha piles up at 1 for want of float32 digits; below, the distribution is the same.
+    lower = weights[weights < 0.5]
+    assert stats.kstest(lower, lambda x: 2 * stats.beta(alpha, alpha).cdf(x)).pvalue > 0.01
 
 
 def test_an_example_depends_on_its_index_alone():
@@ -156,13 +161,12 @@ def test_an_example_depends_on_its_index_alone():
     np.testing.assert_array_equal(small, run(7, **CROPS)[0][:5])
 
 
-@pytest.mark.parametrize("options", [CROPS, EVERYTHING])
-def test_sharded_over_8_devices_equals_one_device_bit_for_bit(options):
+def test_sharded_over_8_devices_equals_one_device_bit_for_bit():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     images = np.random.default_rng(1).random(IMAGES.shape, np.float32)
     placed = jax.device_put((images, LABELS), jax.NamedSharding(mesh, jax.P("data")))
-    for seed in range(20):
-        one, many = run(seed, images, **options), run(seed, *placed, **options)
+    for seed in range(8):
+        one, many = run(seed, images, **EVERYTHING), run(seed, *placed, **EVERYTHING)
         np.testing.assert_array_equal(one[0], many[0])
         np.testing.assert_array_equal(one[1], many[1])
 

@@ -38,7 +38,7 @@ def test_masks_are_the_same_on_one_device_eight_and_under_pmap():
     sharded = jitted_drop(jax.device_put(x, NamedSharding(mesh, P(DATA_AXIS))))
     assert len(sharded.sharding.device_set) == 8
     with jax.set_mesh(mesh):
-        manual = jax.shard_map(drop, in_specs=P(DATA_AXIS), out_specs=P(DATA_AXIS))(x)
+        manual = jax.jit(jax.shard_map(drop, in_specs=P(DATA_AXIS), out_specs=P(DATA_AXIS)))(x)
     pmapped = jax.pmap(drop, axis_name=DATA_AXIS)(x.reshape(8, 4, 4, 5)).reshape(x.shape)
     for other in (jitted_drop(x), sharded, manual, pmapped):
         np.testing.assert_array_equal(alone, other)

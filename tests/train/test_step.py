@@ -1,0 +1,176 @@
+"""The step is the same step on one device and on eight, under jit and under pmap, and the one PyTorch takes."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxcnn import models, parallel
+from jaxcnn.data.augment import Augmentation, augment
+from jaxcnn.data.loader import gather, train_feed
+from jaxcnn.layers.dropout import Dropout
+from jaxcnn.layers.norm import BatchNorm
+from jaxcnn.losses import classification
+from jaxcnn.train import create_state, make_eval_step, make_train_step
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (96, 8, 8, 3), dtype=np.uint8)
+LABELS = RNG.integers(0, 10, 96).astype(np.int32)
+
+
+class Small(nn.Module):
+    """Convolution, BatchNorm and dropout: everything that could depend on how the batch is divided."""
+
+    statistics: str | int = "global"
+    rate: float = 0.2
+    normalise: bool = True
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = nn.Conv(8, (3, 3), dtype=x.dtype, param_dtype=x.dtype)(x)
+        if self.normalise:
+            x = BatchNorm(statistics=self.statistics, param_dtype=x.dtype, name="bn")(x, train=train)
+        x = Dropout(self.rate)(nn.relu(x), train=train)
+        return nn.Dense(10, dtype=x.dtype, param_dtype=x.dtype)(x.reshape(x.shape[0], -1))
+
+
+def prepare(batch, key, dtype=jnp.float32):
+    batch = gather(batch)
+    settings = Augmentation(crop_padding=1, flip=True, cutout=2, mixup=0.5)
+    image = batch["image"].astype(dtype) / 255
+    images, labels = augment(key, image, batch["label"], settings=settings, num_classes=10, fill=jnp.zeros(3, dtype))
+    return {"image": images, "label": labels.astype(dtype)}
+
+
+def losses_of(module, *, devices, mode="jit", steps=20, dtype=jnp.float32, **options):
+    mesh = parallel.make_mesh(jax.devices()[:devices])
+    optimizer = optax.sgd(0.05, momentum=0.9)
+    feed = train_feed(IMAGES, LABELS, batch_size=16, seed=3, mesh=mesh)
+    step = make_train_step(
+        module,
+        optimizer=optimizer,
+        prepare=functools.partial(prepare, dtype=dtype),
+        mesh=mesh,
+        parallel_mode=mode,
+        **options,
+    )
+    sample = jax.ShapeDtypeStruct((1, 8, 8, 3), dtype)
+    with jax.set_mesh(mesh):
+        state = create_state(
+            module, optimizer=optimizer, sample=sample, mesh=mesh, ema="ema_decay" in options
+        )
+        losses = []
+        for i in range(steps):
+            state, totals = step(state, feed(i), np.uint32(0))
+            losses.append(float(totals["loss"].sum) / float(totals["loss"].count))
+    return np.array(losses), jax.device_get(state)
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_eight_devices_follow_one_in_float64(mode, float64):
+    one, state_one = losses_of(Small(), devices=1, dtype=jnp.float64)
+    many, state_many = losses_of(Small(), devices=8, mode=mode, dtype=jnp.float64)
+    np.testing.assert_allclose(many, one, rtol=0, atol=1e-9)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), state_one.collections, state_many.collections)
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_eight_devices_follow_one_in_float32(mode):
+    one, _ = losses_of(Small(), devices=1, steps=2)
+    many, _ = losses_of(Small(), devices=8, mode=mode, steps=2)
+    np.testing.assert_allclose(many, one, atol=1e-5)
+
+
+def test_eight_devices_follow_one_in_float32_for_20_steps_without_batchnorm():
+    one, _ = losses_of(Small(normalise=False), devices=1)
+    many, _ = losses_of(Small(normalise=False), devices=8)
+    mapped, _ = losses_of(Small(normalise=False), devices=8, mode="pmap")
+    np.testing.assert_allclose(many, one, atol=1e-5)
+    np.testing.assert_allclose(mapped, one, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_accumulation_takes_the_same_microbatches_on_any_number_of_devices(mode, float64):
+    one, _ = losses_of(Small(), devices=1, dtype=jnp.float64, steps=5, accumulate=4)
+    many, _ = losses_of(Small(), devices=4, mode=mode, dtype=jnp.float64, steps=5, accumulate=4)
+    np.testing.assert_allclose(many, one, atol=1e-9)
+
+
+def test_accumulation_without_batchnorm_is_the_whole_batch(float64):
+    module = Small(normalise=False, rate=0.0)
+    whole, _ = losses_of(module, devices=1, dtype=jnp.float64, steps=5)
+    parts, _ = losses_of(module, devices=1, dtype=jnp.float64, steps=5, accumulate=4)
+    np.testing.assert_allclose(parts, whole, atol=1e-12)
+
+
+def test_accumulation_moves_statistics_once_for_each_microbatch(float64):
+    _, once = losses_of(Small(statistics=4), devices=1, dtype=jnp.float64, steps=1, accumulate=1)
+    _, four = losses_of(Small(), devices=1, dtype=jnp.float64, steps=1, accumulate=4)
+    mean = once.collections["batch_stats"]["bn"]["mean"] / 0.1  # the mean over four ghost batches of 4
+    moved = four.collections["batch_stats"]["bn"]["mean"]
+    # four moves by about the same mean: 1 - 0.9^4 of it, not 0.1 of it
+    np.testing.assert_allclose(np.abs(moved).sum(), (1 - 0.9**4) * np.abs(mean).sum(), rtol=0.1)
+
+
+def test_statistics_move_in_training_alone():
+    module = models.create("cifar_resnet20", width=4)
+    optimizer = optax.sgd(0.1)
+    sample = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    state = create_state(module, optimizer=optimizer, sample=sample)
+    stats = state.collections["batch_stats"]
+    assert all((leaf == (0 if "mean" in str(path) else 1)).all() for path, leaf in jax.tree_util.tree_leaves_with_path(stats))
+    before = jax.device_get(stats)
+    batch = {"image": IMAGES[:16].astype(np.float32) / 255, "label": LABELS[:16]}
+    make_eval_step(module)(state.variables(), batch)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state.collections["batch_stats"]))
+    state, _ = make_train_step(module, optimizer=optimizer)(state, batch, 0)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, jax.device_get(state.collections["batch_stats"]))
+    assert all(jax.tree.leaves(moved))
+
+
+def test_a_nonfinite_batch_changes_nothing_but_the_counters():
+    module, optimizer = Small(), optax.adam(1e-2)
+    sample = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    state = create_state(module, optimizer=optimizer, sample=sample, ema=True)
+    step = make_train_step(module, optimizer=optimizer, ema_decay=0.9)
+    good = {"image": IMAGES[:16].astype(np.float32) / 255, "label": LABELS[:16]}
+    state, _ = step(state, good, 0)
+    before = jax.device_get(state)
+    bad = {**good, "image": good["image"].copy()}
+    bad["image"][3, 2, 1, 0] = np.nan
+    state, totals = step(state, bad, 0)
+    after = jax.device_get(state)
+    for name in ("params", "collections", "opt_state", "ema"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(before, name), getattr(after, name))
+    assert (after.step, after.counters["skipped"], after.counters["skipped_in_a_row"]) == (2, 1, 1)
+    assert (float(totals["skipped"].sum), float(totals["loss"].count)) == (1, 0)
+    state, _ = step(state, good, 0)
+    assert (int(state.counters["skipped"]), int(state.counters["skipped_in_a_row"])) == (1, 0)
+
+
+def test_the_moving_average_covers_parameters_and_statistics():
+    decay = 0.75
+    _, first = losses_of(Small(), devices=1, steps=1, ema_decay=decay)
+    _, second = losses_of(Small(), devices=1, steps=2, ema_decay=decay)
+    for name in ("params", "collections"):
+        expected = jax.tree.map(
+            lambda average, value: decay * average + (1 - decay) * value, first.ema[name], getattr(second, name)
+        )
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), second.ema[name], expected)
+
+
+def test_label_smoothing_and_soft_labels_reach_the_loss():
+    module, optimizer = Small(rate=0.0), optax.sgd(0.0)
+    sample = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    batch = {"image": IMAGES[:16].astype(np.float32) / 255, "label": LABELS[:16]}
+    soft = {**batch, "label": np.eye(10, dtype=np.float32)[LABELS[:16]] * 0.9 + 0.01}
+    values = []
+    for loss_fn, data in ((classification(label_smoothing=0.1), batch), (classification(), soft)):
+        state = create_state(module, optimizer=optimizer, sample=sample)
+        _, totals = make_train_step(module, optimizer=optimizer, loss_fn=loss_fn)(state, data, 0)
+        values.append(float(totals["loss"].sum))
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
