@@ -36,6 +36,8 @@ class Launch:
     """Train this many seeds, counting up from --seed, and report mean, deviation and interval."""
     smoke: bool = False
     """A few small steps in a temporary directory, to see that everything runs."""
+    full: bool = False
+    """The experiment at the paper's scale, where its file gives one."""
     accept_environment: bool = False
     """Resume although library versions, XLA flags, device kind or data differ."""
     quiet: bool = False
@@ -66,9 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _guarded(_dispatch, args[0], args[1:])
 
 
-def run_experiment(experiment: Experiment) -> NoReturn:
-    """The main of an experiment file: `python experiments/NAME.py --flags`."""
-    sys.exit(_guarded(_train_command, experiment, sys.argv[1:]))
+def run_experiment(experiment: Experiment, *, full: Experiment | None = None) -> NoReturn:
+    """The main of an experiment file: `python experiments/NAME.py --flags`; `full` is its paper's scale."""
+    sys.exit(_guarded(_train_command, experiment, full, sys.argv[1:]))
 
 
 def _guarded(command: Any, *args: Any) -> int:
@@ -101,12 +103,12 @@ def _dispatch(command: str, args: list[str], stop: StopRequest) -> int:
 
         return getattr(commands, f"{command}_command")(args)
     if args and args[0].endswith(".py"):
-        return _train_command(_experiment_of(Path(args[0])), args[1:], stop)
-    return _train_command(config.LENET5_DIGITS, args, stop)
+        return _train_command(*_experiment_of(Path(args[0])), args[1:], stop)
+    return _train_command(config.LENET5_DIGITS, None, args, stop)
 
 
-def _experiment_of(path: Path) -> Experiment:
-    """The `experiment` that an experiment file defines."""
+def _experiment_of(path: Path) -> tuple[Experiment, Experiment | None]:
+    """The `experiment` that an experiment file defines, and its `full` one or None."""
     if not path.is_file():
         raise InputError(f"experiment file {path} does not exist")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -117,7 +119,7 @@ def _experiment_of(path: Path) -> Experiment:
     found = getattr(module, "experiment", None)
     if not isinstance(found, Experiment):
         raise InputError(f"{path} defines no `experiment = Experiment(...)`")
-    return found
+    return found, getattr(module, "full", None)
 
 
 def parse(experiment: Experiment, args: Sequence[str]) -> tuple[Launch, Experiment]:
@@ -141,7 +143,11 @@ def parse(experiment: Experiment, args: Sequence[str]) -> tuple[Launch, Experime
     return launch, config.validate(experiment)
 
 
-def _train_command(experiment: Experiment, args: list[str], stop: StopRequest) -> int:
+def _train_command(experiment: Experiment, full: Experiment | None, args: list[str], stop: StopRequest) -> int:
+    if "--full" in args:
+        if full is None:
+            raise InputError(f"{experiment.name} has no --full scale of its own: give its length by --train.epochs")
+        experiment = full
     launch, experiment = parse(experiment, args)
     from jaxcnn import platform
 
@@ -240,7 +246,7 @@ def train(experiment: Experiment, launch: Launch, name: str, stop: StopRequest) 
             directory=directory.path,
             variables=variables,
             parallel_mode=settings.parallel,
-            steps_per_call=settings.steps_per_call,
+            steps_per_call=1 if jax.default_backend() == "cpu" else settings.steps_per_call,
             tensorboard=settings.tensorboard,
             quiet=launch.quiet,
         )

@@ -101,7 +101,7 @@ class Train:
     """Consecutive steps with a non-finite loss or gradient, each skipped whole, after which the run fails."""
     parallel: Literal["jit", "pmap"] = "jit"
     steps_per_call: int = 1
-    """Steps compiled into one call, for accelerators that are faster than their host's dispatch."""
+    """Steps compiled into one call, for accelerators that are faster than their host's dispatch; 1 on CPU."""
     deterministic: bool = False
     """On GPU: only kernels that give the same bits every time."""
     tensorboard: bool = False

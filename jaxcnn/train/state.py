@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jaxcnn import parallel
+from jaxcnn import optim, parallel
 from jaxcnn.train import rng
 from jaxcnn.tree import flatten, unflatten
 from jaxcnn.types import Array, PyTree
@@ -55,7 +55,7 @@ def create_state(
         x = jnp.zeros(sample.shape, sample.dtype)
         fresh = module.init({"params": rng.stream(seed, "init")}, x, train=False) if given is None else given
         params, collections = fresh["params"], {k: v for k, v in fresh.items() if k != "params"}
-        average = {"params": params, "collections": collections} if ema else None
+        average = optim.ema_start({"params": params, "collections": collections}) if ema else None
         counters = {
             "skipped": jnp.int32(0),
             "skipped_in_a_row": jnp.int32(0),
