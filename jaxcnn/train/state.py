@@ -47,13 +47,16 @@ def create_state(
 ) -> TrainState:
     """The state before the first step, on every device of `mesh`.
 
-    `sample` is shaped and typed like the model's input (b, h, w, c). `variables` replaces the initialised
+    `sample` is shaped and typed like the model's input (b, h, w, c); a float64 one makes everything float64.
+    `variables` replaces the initialised
     parameters and collections (same structure and shapes, `InputError` otherwise).
     """
 
     def init(seed: Array, given: Mapping[str, PyTree] | None) -> TrainState:
         x = jnp.zeros(sample.shape, sample.dtype)
         fresh = module.init({"params": rng.stream(seed, "init")}, x, train=False) if given is None else given
+        if sample.dtype == jnp.float64:  # modules make float32 parameters whatever they compute in
+            fresh = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), fresh)
         params, collections = fresh["params"], {k: v for k, v in fresh.items() if k != "params"}
         average = optim.ema_start({"params": params, "collections": collections}) if ema else None
         counters = {
