@@ -11,6 +11,8 @@ from jax.sharding import Mesh
 
 from jaxcnn import metrics as metric_table
 from jaxcnn import optim, parallel
+from jaxcnn.data.loader import gather
+from jaxcnn.errors import InputError
 from jaxcnn.losses import LossFn, classification
 from jaxcnn.metrics import Metric, Total
 from jaxcnn.train import rng
@@ -73,29 +75,9 @@ def make_train_step(
         grads = jax.tree.map(lambda g: g / accumulate, grads)
         if axis is not None:
             grads, totals = jax.lax.pmean(grads, axis), jax.lax.psum(totals, axis)
-        return _update(state, collections, grads, totals)
+        return _next_state(state, collections, grads, totals, optimizer=optimizer, ema_decay=ema_decay)
 
-    def _update(state: TrainState, collections: PyTree, grads: PyTree, totals: Totals):
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        average = None
-        if state.ema is not None:
-            assert ema_decay is not None
-            average = optim.ema(state.ema, {"params": params, "collections": collections}, ema_decay)
-        ok = _finite((totals["loss"][0], grads, collections))
-        new = (params, collections, opt_state, average)
-        old = (state.params, state.collections, state.opt_state, state.ema)
-        kept = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
-        skipped = 1 - ok.astype(jnp.int32)
-        counters = state.counters | {
-            "skipped": state.counters["skipped"] + skipped,
-            "skipped_in_a_row": (state.counters["skipped_in_a_row"] + 1) * skipped,
-        }
-        totals = jax.tree.map(lambda t: jnp.where(ok, t, 0), totals)  # a mean over the steps that were taken
-        totals |= {"skipped": Total(skipped.astype(jnp.float32), jnp.float32(1))}
-        return TrainState(state.step + 1, *kept[:3], counters, kept[3]), totals
-
-    prepare = prepare or (lambda batch, key: batch)
+    prepare = prepare or (lambda batch, key: gather(batch))
     if parallel_mode == "pmap":
         return _pmapped(step, prepare, mesh or parallel.make_mesh())
 
@@ -103,6 +85,37 @@ def make_train_step(
         return step(state, prepare(batch, rng.stream(seed, "augment", state.step)), seed)
 
     return jax.jit(whole, donate_argnums=0)
+
+
+def _next_state(
+    state: TrainState,
+    collections: PyTree,
+    grads: PyTree,
+    totals: Totals,
+    *,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float | None,
+) -> tuple[TrainState, Totals]:
+    """The state after the update, or, where something is not finite, the old one with its counters moved."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = None
+    if state.ema is not None:
+        if ema_decay is None:
+            raise InputError("the state has a moving average: give make_train_step its ema_decay")
+        average = optim.ema(state.ema, {"params": params, "collections": collections}, ema_decay)
+    ok = _finite((totals["loss"].sum, grads, collections))
+    new = (params, collections, opt_state, average)
+    old = (state.params, state.collections, state.opt_state, state.ema)
+    params, collections, opt_state, average = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
+    skipped = 1 - ok.astype(jnp.int32)
+    counters = state.counters | {
+        "skipped": state.counters["skipped"] + skipped,
+        "skipped_in_a_row": (state.counters["skipped_in_a_row"] + 1) * skipped,
+    }
+    totals = jax.tree.map(lambda t: jnp.where(ok, t, 0), totals)  # a mean over the steps that were taken
+    totals |= {"skipped": Total(skipped.astype(jnp.float32), jnp.float32(1))}
+    return TrainState(state.step + 1, params, collections, opt_state, counters, average), totals
 
 
 def scan_steps(step: TrainStep) -> TrainStep:

@@ -75,7 +75,7 @@ class Case(NamedTuple):
 
 CASES = {
     "lenet5": lambda: Case(models.create("lenet5"), TorchLeNet5(), (28, 28, 1)),
-    "resnet14": lambda: Case(models.create("cifar_resnet20", depth=14, width=4), TorchCifarResNet(14, 4), (8, 8, 3)),
+    "resnet8": lambda: Case(models.create("cifar_resnet20", depth=8, width=4), TorchCifarResNet(8, 4), (8, 8, 3)),
 }
 
 
@@ -151,8 +151,7 @@ def torch_run(case, mask, start):
     return losses, seen
 
 
-@pytest.mark.parametrize("mask", ["kernel$", "."], ids=["kernels decay", "everything decays"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "mask"), [("lenet5", "."), ("resnet8", "kernel$")])
 def test_ten_steps_of_sgd_follow_torch_in_float64(name, mask, float64):
     case = CASES[name]()
     start, ours, state = our_run(case, mask)
