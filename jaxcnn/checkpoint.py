@@ -5,13 +5,16 @@ Orbax writes the arrays; it restores a flipped bit as wrong weights without a wo
 checks all of them. A step that fails is moved to `damaged/` beside `checkpoints/`, named, and the one before is used.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +37,7 @@ class CheckpointError(Exception):
 class Restored:
     step: int
     arrays: dict[str, Any]
-    """`{"params/conv1/kernel": array, ...}`, as `train.state.flatten` names them."""
+    """`{"params/conv1/kernel": array, ...}`, as `tree.flatten` names them."""
     loop: dict[str, Any]
     """What the training loop keeps beside its arrays, JSON types."""
     metric: float | None
@@ -64,7 +67,7 @@ class Checkpoints:
             self.directory.mkdir(parents=True, exist_ok=True)
             if path.exists():  # never committed, or this step again: the manifest is what counts
                 shutil.rmtree(path)
-            with _manager(self.directory) as manager:
+            with _manager(self.directory, read_only=False) as manager:
                 manager.save(step, args=_save_args(arrays, loop))
             _write_manifest(path, step=step, arrays=arrays, metric=metric)
         except Exception as error:
@@ -75,59 +78,75 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Committed steps, oldest first; not verified yet."""
+        return [step for step in self._present() if (self.directory / str(step) / MANIFEST).is_file()]
+
+    def _present(self) -> list[int]:
+        """Whatever is named like a step, oldest first."""
         if not self.directory.is_dir():
             return []
-        return sorted(int(p.name) for p in self.directory.iterdir() if p.name.isdigit() and (p / MANIFEST).is_file())
+        return sorted(int(p.name) for p in self.directory.iterdir() if re.fullmatch(r"0|[1-9][0-9]*", p.name))
 
     def restore_latest(self, *, sharding: Any = None) -> Restored | None:
         """The newest step that passes verification. Others are moved to `damaged/` and reported."""
-        if not self.directory.is_dir():
-            return None
-        for path in sorted((p for p in self.directory.iterdir() if p.name.isdigit()), key=lambda p: -int(p.name)):
+        for step in reversed(self._present()):
             try:
-                return self.restore(int(path.name), sharding=sharding)
+                return self.restore(step, sharding=sharding)
             except CheckpointError as error:
-                kept = self._set_aside(path)
+                kept = self._set_aside(self.directory / str(step))
                 self.report(f"{error}\nmoved to {kept}; going back to the checkpoint before it")
         return None
 
+    def restore_first(self, steps: Iterable[int]) -> Restored | None:
+        """The first of `steps` that passes verification. Others are reported and stay: for readers of a run."""
+        for step in steps:
+            try:
+                return self.restore(step)
+            except CheckpointError as error:
+                self.report(f"{error}; trying another step")
+        return None
+
     def restore(self, step: int, *, sharding: Any = None) -> Restored:
-        """The step's arrays (NumPy, or placed by `sharding`), every file and array verified."""
+        """The step's arrays (NumPy, or placed by `sharding`), every file and array verified.
+
+        `CheckpointError` if the step is incomplete or damaged; `InputError` if this version or this process
+        (64-bit arrays without `jax_enable_x64`) cannot hold it.
+        """
         path = self.directory / str(step)
         manifest = _verified_manifest(path)
-        if manifest["format"] > FORMAT:
-            raise InputError(
-                f"checkpoint {path} has format {manifest['format']}, this version reads up to {FORMAT}: upgrade jaxcnn"
-            )
         try:
-            with _manager(self.directory) as manager:
-                items = manager.restore(step, args=_restore_args(manifest["arrays"], sharding))
+            with _manager(self.directory, read_only=True) as manager:
+                items = manager.restore(step, args=_restore_args(manifest["arrays"]))
         except Exception as error:  # corruption raises many types
             raise CheckpointError(f"checkpoint {path} is damaged: {type(error).__name__}: {error}") from error
         arrays = dict(items["state"])
         for name, entry in manifest["arrays"].items():
             if name not in arrays or _array_entry(arrays[name]) != entry:
                 raise CheckpointError(f"checkpoint {path} is damaged: array {name} is not what was saved")
+        if sharding is not None:
+            arrays = _placed(arrays, sharding, path)
         return Restored(step, arrays, dict(items["loop"]), manifest["metric"], manifest["state_sha256"])
 
     def best_step(self) -> int | None:
         """The committed step with the highest metric, the earlier one of equals."""
+        return next(iter(self._by_metric()), None)
+
+    def _by_metric(self) -> list[int]:
+        """Committed steps with a finite metric, the best first, the earlier one of equals first."""
         metrics = {step: _read_manifest(self.directory / str(step)).get("metric") for step in self.steps()}
-        scored = [(-metric, step) for step, metric in metrics.items() if metric is not None]
-        return min(scored)[1] if scored else None
+        finite = {step: metric for step, metric in metrics.items() if metric is not None and math.isfinite(metric)}
+        return sorted(finite, key=lambda step: -finite[step])
 
     def _prune(self) -> None:
         """Deletes what neither LatestN nor BestN keeps, only after a newer step was committed."""
         steps = self.steps()
-        metrics = {step: _read_manifest(self.directory / str(step)).get("metric") for step in steps}
-        scored = sorted((-metric, step) for step, metric in metrics.items() if metric is not None)
-        keep = {*steps[-self.keep_latest :], *(step for _, step in scored[: self.keep_best])}
+        keep = {*steps[-self.keep_latest :], *self._by_metric()[: self.keep_best]}
         for step in set(steps) - keep:
             self._discard(self.directory / str(step))
 
     def _discard(self, path: Path) -> None:
         """Removes a step and Orbax's temporary directories of it; without its manifest first, it never counts."""
-        (path / MANIFEST).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (path / MANIFEST).unlink(missing_ok=True)
         for leftover in self.directory.glob(f"{path.name}*"):
             if leftover.name == path.name or "tmp" in leftover.name:
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -139,13 +158,14 @@ class Checkpoints:
         return kept
 
 
-def _manager(directory: Path) -> Any:
+def _manager(directory: Path, *, read_only: bool) -> Any:
     import orbax.checkpoint as ocp
 
     logging.getLogger("absl").setLevel(logging.ERROR)
     options = ocp.CheckpointManagerOptions(
         enable_async_checkpointing=False,
-        cleanup_tmp_directories=True,
+        read_only=read_only,
+        cleanup_tmp_directories=not read_only,  # a reader must not touch what a training process is writing
     )  # no limit on the number: ours prunes, after the manifest is written
     return ocp.CheckpointManager(directory, options=options, item_names=("state", "loop"))
 
@@ -156,15 +176,22 @@ def _save_args(arrays: Mapping[str, Any], loop: Mapping[str, Any]) -> Any:
     return ocp.args.Composite(state=ocp.args.StandardSave(dict(arrays)), loop=ocp.args.JsonSave(dict(loop)))
 
 
-def _restore_args(entries: Mapping[str, Any], sharding: Any) -> Any:
+def _restore_args(entries: Mapping[str, Any]) -> Any:
     import orbax.checkpoint as ocp
 
-    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    like = {
-        name: jax.ShapeDtypeStruct(tuple(entry["shape"]), np.dtype(entry["dtype"]), sharding=sharding)
-        for name, entry in entries.items()
-    }
+    like = {name: np.empty(entry["shape"], np.dtype(entry["dtype"])) for name, entry in entries.items()}
     return ocp.args.Composite(state=ocp.args.StandardRestore(like), loop=ocp.args.JsonRestore())
+
+
+def _placed(arrays: Mapping[str, np.ndarray], sharding: Any, path: Path) -> dict[str, jax.Array]:
+    placed = jax.device_put(dict(arrays), sharding)
+    for name, array in placed.items():
+        if array.dtype != arrays[name].dtype:
+            raise InputError(
+                f"checkpoint {path} holds {name} as {arrays[name].dtype}, which JAX would cut to {array.dtype}:"
+                " set jax_enable_x64, or --model.dtype as it was"
+            )
+    return placed
 
 
 def _write_manifest(path: Path, *, step: int, arrays: Mapping[str, Any], metric: float | None) -> None:
@@ -191,12 +218,11 @@ def _write_manifest(path: Path, *, step: int, arrays: Mapping[str, Any], metric:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a step, or {} where there is none or it was altered."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         expected = manifest.pop("manifest_sha256")
-    except FileNotFoundError:
-        return {}
-    except (ValueError, KeyError, AttributeError, OSError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return {}
     return manifest if _json_sha256(manifest) == expected else {}
 
@@ -207,11 +233,19 @@ def _verified_manifest(path: Path) -> dict[str, Any]:
     manifest = _read_manifest(path)
     if not manifest:
         raise CheckpointError(f"checkpoint {path} is damaged: {MANIFEST} was altered")
+    if manifest["format"] > FORMAT:
+        raise InputError(
+            f"checkpoint {path} has format {manifest['format']}, this version reads up to {FORMAT}: upgrade jaxcnn"
+        )
     for name, entry in manifest["files"].items():
         file = path / name
-        if not file.is_file():
-            raise CheckpointError(f"checkpoint {path} is damaged: file {name} is missing")
-        if _file_entry(file) != entry:
+        try:
+            intact = _file_entry(file) == entry
+        except FileNotFoundError:
+            raise CheckpointError(f"checkpoint {path} is damaged: file {name} is missing") from None
+        except OSError as error:
+            raise CheckpointError(f"checkpoint {path} is damaged: file {name}: {error.strerror}") from error
+        if not intact:
             raise CheckpointError(f"checkpoint {path} is damaged: file {name} is not what was saved")
     return manifest
 

@@ -196,13 +196,12 @@ def train(experiment: Experiment, launch: Launch, name: str, stop: StopRequest) 
     variables = report.load_variables(Path(experiment.init_from)) if experiment.init_from else None
     stop.check()
 
-    directory = run.RunDirectory(
+    with run.RunDirectory(
         launch.runs_dir / experiment.name / name,
         config=config.to_json(experiment),
         environment=run.environment(data=data.digests),
         accept_environment=launch.accept_environment,
-    )
-    with contextlib.closing(directory):
+    ) as directory:
         for warning in directory.warnings:
             print(f"warning: {warning}", file=sys.stderr)
         if (summary := directory.read("summary.json")) is not None:

@@ -53,7 +53,13 @@ def eval_command(args: Sequence[str]) -> int:
     net = build.module(experiment.model, num_classes=loaded.num_classes)
     if len(data.classes) != loaded.num_classes:
         raise InputError(
-            f"run {flags.run} knows {loaded.num_classes} classes, data set {experiment.data.name} has {len(data.classes)}"
+            f"run {flags.run} knows {loaded.num_classes} classes, data set {experiment.data.name} has"
+            f" {len(data.classes)}"
+        )
+    if data.test.images.shape[1:] != loaded.input:
+        raise InputError(
+            f"run {flags.run} was trained on images of {loaded.input}, those of {experiment.data.name} are"
+            f" {data.test.images.shape[1:]} (h, w, c)"
         )
     mesh = parallel.make_mesh()
     step = make_eval_step(net, prepare=build.prepare_eval(experiment, loaded.preprocessing))

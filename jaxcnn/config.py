@@ -64,7 +64,7 @@ class Optim:
     """constant, steps, cosine, cyclic or triangle."""
     warmup: float = 0.0
     """Fraction of the run over which the learning rate rises from zero."""
-    schedule_options: dict[str, Any] = field(default_factory=dict)
+    schedule_options: Options = field(default_factory=dict)
     """Further arguments of the schedule, as `NAME VALUE` pairs."""
     weight_decay: float = 0.0
     decay_mask: str = r"kernel$"
@@ -125,9 +125,13 @@ def total_steps(train: Train, *, examples: int, batch_size: int) -> int:
     if (train.steps is None) == (train.epochs is None):
         raise InputError("give the length of the run once: either --train.steps or --train.epochs")
     if train.steps is not None:
-        return train.steps
-    assert train.epochs is not None
-    return math.ceil(train.epochs * examples / batch_size)
+        steps = train.steps
+    else:
+        assert train.epochs is not None
+        steps = math.ceil(train.epochs * examples / batch_size)
+    if steps >= 2**31:
+        raise InputError(f"a run of {steps} steps: at most 2**31 - 1 can be counted")
+    return steps
 
 
 def validate(experiment: Experiment) -> Experiment:

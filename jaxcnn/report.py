@@ -1,6 +1,7 @@
 """What remains of a run: `summary.json`, its pictures, its weights for another run, figures over seeds."""
 
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,10 +87,11 @@ def load_variables(path: Path) -> dict[str, PyTree]:
     run = path.absolute()
     if not (run / "config.json").is_file():
         raise InputError(f"{path} is not a run directory: it has no config.json")
-    checkpoints = Checkpoints(run / "checkpoints")
+    checkpoints = Checkpoints(run / "checkpoints", report=lambda message: print(message, file=sys.stderr))
     summary = read_json(run / "summary.json")
     best = summary["selected_step"] if summary else checkpoints.best_step()
-    restored = checkpoints.restore(best) if best in checkpoints.steps() else checkpoints.restore_latest()
+    newest_first = checkpoints.steps()[::-1]
+    restored = checkpoints.restore_first(newest_first if best is None else dict.fromkeys([best, *newest_first]))
     if restored is None:
         raise InputError(f"run {path} has no complete checkpoint yet")
     nested: dict[str, PyTree] = {}
@@ -130,7 +132,7 @@ def curves(history: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> N
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, key, label in zip(figure.subplots(1, 2), ("loss", "accuracy"), ("loss (nats)", "error (%)"), strict=True):
-        for prefix, colour, name in (("", BLUE, "training"), ("validation_", ORANGE, "validation"), ("test_", ORANGE, "test")):
+        for prefix, colour, name in (("", BLUE, "training"), *((f"{n}_", ORANGE, n) for n in ("validation", "test"))):
             points = [(line["step"], line.get(prefix + key)) for line in history if line.get(prefix + key) is not None]
             if points:
                 steps, values = zip(*points, strict=True)
@@ -161,6 +163,7 @@ def confusion(counts: np.ndarray, classes: Sequence[str], path: Path, *, title: 
         axes.set_xticks(range(k), classes, rotation=45, ha="right")
         axes.set_yticks(range(k), classes)
         for i, j in zip(*np.nonzero(counts), strict=True):
-            axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=8, color="w" if share[i, j] > 0.5 else "k")
+            colour = "w" if share[i, j] > 0.5 else "k"
+            axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=8, color=colour)
     axes.set(xlabel="predicted class", ylabel="true class", title=title)
     figure.savefig(path, dpi=120)

@@ -115,6 +115,13 @@ def test_a_length_is_given_exactly_once():
             config.total_steps(train, examples=100, batch_size=10)
 
 
+def test_a_length_that_cannot_be_counted_is_refused():
+    for train in (Train(steps=2**31), Train(epochs=1e12)):
+        with pytest.raises(InputError, match="steps: at most"):
+            config.total_steps(train, examples=100, batch_size=10)
+    assert config.total_steps(Train(steps=2**31 - 1), examples=1, batch_size=1) == 2**31 - 1
+
+
 @given(epochs=st.integers(1, 50), examples=st.integers(1, 10_000), batch_size=st.integers(1, 500))
 def test_epochs_cover_the_data_and_the_last_batch_begins_inside(epochs, examples, batch_size):
     steps = config.total_steps(Train(epochs=epochs), examples=examples, batch_size=batch_size)

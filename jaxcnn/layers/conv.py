@@ -1,28 +1,227 @@
-"""Placeholder until the fast convolution lands."""
-from typing import Any, Sequence
+"""Convolution over any number of spatial axes, with the padding written out (row L2).
+
+As everywhere in deep learning this is cross-correlation: the kernel is not flipped.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any, Literal
+
 import flax.linen as nn
-import jax, jax.numpy as jnp
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.nn.initializers import Initializer
 
-def _pads(p, n):
-    return [(p, p)] * n if isinstance(p, int) else p
+from jaxcnn.errors import InputError
+from jaxcnn.types import Array
 
-def conv(x, kernel, *, strides=1, padding=0, dilation=1, groups=1):
-    n = kernel.ndim - 2
-    return jax.lax.conv_general_dilated(x, kernel, (strides,) * n, _pads(padding, n), dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups)
+Padding = int | Sequence[int] | Sequence[tuple[int, int]] | Literal["VALID", "SAME"]
+
+_Pairs = tuple[tuple[int, int], ...]
+
+_NARROW = 8
+"""Convolutions from or to at most so many channels are folded on CPU, up to `_FOLDED` channels of output."""
+_FOLDED = 32
+
+_fold_allowed: ContextVar[bool] = ContextVar("fold_allowed", default=True)
+
+
+@contextlib.contextmanager
+def as_written() -> Iterator[None]:
+    """Inside, `conv` is traced as the one convolution that it is, never folded (see `_fold`).
+
+    For whoever reads the jaxpr (operation counts, receptive fields) or follows NaNs through a network. Holds
+    for what is traced inside: a function that was jitted and called before keeps its trace.
+    """
+    token = _fold_allowed.set(False)
+    try:
+        yield
+    finally:
+        _fold_allowed.reset(token)
+
+
+def output_size(
+    size: int, *, kernel: int, stride: int = 1, padding: int | tuple[int, int] = 0, dilation: int = 1
+) -> int:
+    """floor((size + low + high - dilation (kernel - 1) - 1) / stride) + 1, for one axis.
+
+    `padding` is the zeros on both sides, or (low, high). At most 0 where the kernel is larger than the input.
+    """
+    low, high = (padding, padding) if isinstance(padding, int) else padding
+    return (size + low + high - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def conv(
+    x: Array,
+    kernel: Array,
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: Padding = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Array:
+    """Cross-correlation of x (b, *spatial, c) with kernel (*window, c / groups, features) of the same dtype.
+
+    Returns (b, *spatial', features), per axis
+    H_out = floor((H + low + high - dilation (K - 1) - 1) / stride) + 1.
+
+    `strides`, `dilation`: for all axes, or one per axis. `padding`: an integer for both sides of every axis,
+    one integer or pair (before, after) per axis, "VALID" (none), or, where every stride is 1, "SAME"
+    (H_out = H; an even window has its extra zero behind).
+
+    Raises:
+        InputError: x without batch, spatial and channel axes of the kernel's rank; channels or features that
+            `groups` does not divide; an input smaller than the kernel; "SAME" with a stride, whose uneven
+            padding is not the symmetric one that published weights were trained with.
+    """
+    rank = kernel.ndim - 2
+    if rank < 1 or x.ndim != kernel.ndim:
+        raise InputError(
+            f"convolution: input {x.shape} and kernel {kernel.shape} do not fit: "
+            "expected (b, *spatial, c) and (*window, c / groups, features), with as many spatial axes"
+        )
+    _check_groups(x.shape[-1], kernel.shape[-1], groups)
+    if x.shape[-1] != kernel.shape[-2] * groups:
+        raise InputError(
+            f"convolution: the kernel {kernel.shape} in {groups} groups takes {kernel.shape[-2] * groups} channels, "
+            f"the input {x.shape} has {x.shape[-1]}: images are (b, h, w, c)"
+        )
+    window = kernel.shape[:rank]
+    steps, holes = _per_axis("strides", strides, rank), _per_axis("dilation", dilation, rank)
+    pads = _pairs(padding, window, steps, holes)
+    _check_sizes(x.shape[1:-1], window, steps, pads, holes)
+    if _fold_pays(kernel.shape, steps, holes, groups):
+        return _fold(x, kernel, pads)
+    return _correlate(x, kernel, steps, pads, holes, groups)
+
 
 class Conv(nn.Module):
+    """`conv` with parameters `kernel` (*kernel_size, c / groups, features) and `bias` (features,).
+
+    `kernel_init` defaults to the untruncated normal of variance 2 / fan-in (He et al. 2015). `dtype` is what is
+    computed in and returned (None: the input's), `param_dtype` the parameters'.
+
+    Raises:
+        InputError: as `conv`; an input that is not floating-point.
+    """
+
     features: int
     kernel_size: Sequence[int]
-    strides: int = 1
-    padding: Any = "SAME"
+    strides: int | Sequence[int] = 1
+    padding: Padding = "SAME"
+    dilation: int | Sequence[int] = 1
+    groups: int = 1
     use_bias: bool = True
-    kernel_init: Any = nn.initializers.he_normal()
+    kernel_init: Initializer = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+    bias_init: Initializer = nn.initializers.zeros
     dtype: Any = None
+    param_dtype: Any = jnp.float32
+
     @nn.compact
-    def __call__(self, x):
-        k = self.param("kernel", self.kernel_init, (*self.kernel_size, x.shape[-1], self.features))
-        dt = self.dtype or x.dtype
-        y = conv(x.astype(dt), k.astype(dt), strides=self.strides, padding=self.padding)
+    def __call__(self, x: Array) -> Array:
+        """(b, *spatial, c) -> (b, *spatial', features)."""
+        dtype = jnp.dtype(self.dtype or x.dtype)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise InputError(f"convolution: input of {dtype}: convert it to floating point first")
+        _check_groups(x.shape[-1], self.features, self.groups)
+        shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        y = conv(
+            x.astype(dtype),
+            kernel.astype(dtype),
+            strides=self.strides,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(dt).reshape(1, 1, 1, -1)
+            bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype).astype(dtype)
+            y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
         return y
+
+
+def _per_axis(name: str, value: int | Sequence[int], rank: int) -> tuple[int, ...]:
+    values = (value,) * rank if isinstance(value, int) else tuple(value)
+    if len(values) != rank or min(values) < 1:
+        raise InputError(f"convolution {name} {value!r}: expected a positive integer or {rank} of them")
+    return values
+
+
+def _pairs(padding: Padding, window: tuple[int, ...], steps: tuple[int, ...], holes: tuple[int, ...]) -> _Pairs:
+    rank = len(window)
+    if padding == "VALID":
+        return ((0, 0),) * rank
+    if padding == "SAME":
+        if max(steps) > 1:
+            raise InputError(
+                f"convolution padding 'SAME' with strides {steps}: its zeros are uneven and not those that published "
+                "weights were trained with; give the padding, such as padding=1 for a window of 3"
+            )
+        totals = (d * (k - 1) for k, d in zip(window, holes, strict=True))
+        return tuple((total // 2, total - total // 2) for total in totals)
+    values = (padding,) * rank if isinstance(padding, int) else padding
+    pairs = [np.ravel(v).tolist() * (2 if np.ndim(v) == 0 else 1) for v in values]
+    whole = all(type(v) is int and v >= 0 for pair in pairs for v in pair)
+    if isinstance(padding, str) or len(pairs) != rank or any(len(pair) != 2 for pair in pairs) or not whole:
+        raise InputError(
+            f"convolution padding {padding!r}: expected 'VALID', 'SAME', an integer of at least 0, "
+            f"or {rank} such integers or pairs (before, after)"
+        )
+    return tuple((low, high) for low, high in pairs)
+
+
+def _check_groups(channels: int, features: int, groups: int) -> None:
+    if groups < 1 or channels % groups or features % groups:
+        raise InputError(
+            f"convolution: {channels} channels and {features} features cannot both be divided in {groups} groups"
+        )
+
+
+def _check_sizes(
+    sizes: tuple[int, ...], window: tuple[int, ...], steps: tuple[int, ...], pads: _Pairs, holes: tuple[int, ...]
+) -> None:
+    for size, k, s, pad, d in zip(sizes, window, steps, pads, holes, strict=True):
+        if output_size(size, kernel=k, stride=s, padding=pad, dilation=d) < 1:
+            raise InputError(
+                f"convolution: input {sizes} padded by {pads} is smaller than the window {window} at dilation "
+                f"{holes}: {size + sum(pad)} < {d * (k - 1) + 1}; use a larger image, more padding or a smaller window"
+            )
+
+
+def _correlate(
+    x: Array, kernel: Array, steps: tuple[int, ...], pads: _Pairs, holes: tuple[int, ...], groups: int
+) -> Array:
+    last = x.ndim - 1
+    spatial = range(1, last)
+    dimensions = lax.ConvDimensionNumbers((0, last, *spatial), (last, last - 1, *range(last - 1)), (0, last, *spatial))
+    return lax.conv_general_dilated(
+        x, kernel, steps, pads, rhs_dilation=holes, dimension_numbers=dimensions, feature_group_count=groups
+    )
+
+
+def _fold_pays(shape: tuple[int, ...], steps: tuple[int, ...], holes: tuple[int, ...], groups: int) -> bool:
+    plain = len(shape) == 4 and max(*steps, *holes, groups) == 1
+    channels, features = shape[-2:]
+    narrow = min(channels, features) <= _NARROW and features <= _FOLDED // 2 and shape[1] > 1
+    return plain and narrow and _fold_allowed.get() and jax.default_backend() == "cpu"
+
+
+def _fold(x: Array, kernel: Array, pads: _Pairs) -> Array:
+    """The same convolution, with `n` neighbouring outputs of a row computed as n * features channels.
+
+    The CPU library multiplies matrices with one row per output and one column per channel, so that a few
+    channels leave it idle. The window grows by n - 1 columns, in each of which n - 1 copies of the kernel are 0,
+    and moves by n. Equal to rounding for finite inputs; forward and both gradients of LeNet-5's two
+    convolutions together took 2.5 times less (batch 128, 2 cores).
+    """
+    columns, features = kernel.shape[1], kernel.shape[-1]
+    width = output_size(x.shape[2], kernel=columns, padding=pads[1])
+    n = min(4, _FOLDED // features, width)
+    shifted = [jnp.pad(kernel, ((0, 0), (i, n - 1 - i), (0, 0), (0, 0))) for i in range(n)]
+    blocks = -(-width // n)
+    pads = (pads[0], (pads[1][0], pads[1][1] + blocks * n - width))
+    y = _correlate(x, jnp.concatenate(shifted, axis=-1), (1, n), pads, (1, 1), 1)
+    return y.reshape(*y.shape[:2], blocks * n, features)[:, :, :width]

@@ -6,9 +6,11 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from jaxcnn.errors import InputError
 
 TIMINGS = ("seconds", "images_per_second")
 """Fields of a line that differ between two runs of the same configuration."""
@@ -26,7 +28,7 @@ class MetricsLog:
             return
         old = path.read_bytes().splitlines(keepends=True)[:keep] if path.exists() else []
         old = [line for line in old if line.endswith(b"\n")]
-        self.history = [json.loads(line) for line in old]
+        self.history = _parsed(old, path)
         temporary = path.with_suffix(".partial")
         temporary.write_bytes(b"".join(old))
         os.replace(temporary, path)
@@ -100,7 +102,7 @@ class Progress:
     def line(self, line: Mapping[str, Any], *, eta: float | None = None) -> None:
         """Shows a line of the log."""
         text = " ".join(f"{k} {_short(v)}" for k, v in line.items() if k not in ("step", "seconds"))
-        if self._bar:
+        if self._bar and eta is not None:
             self._bar.update(self._task, numbers=text)
         else:
             left = "" if eta is None else f" ETA {eta:.0f} s"
@@ -117,14 +119,19 @@ class Progress:
             self._bar.stop()
 
 
+def _parsed(lines: Sequence[bytes], path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise InputError(f"{path} was altered ({error}): restore it, or give another --run name") from None
+
+
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def tensorboard_writer(directory: Path) -> Any:
     """A tensorboardX writer; `InputError` where that optional package is missing."""
-    from jaxcnn.errors import InputError
-
     try:
         from tensorboardX import SummaryWriter
     except ImportError:

@@ -280,7 +280,8 @@ class _Loop:
             jax.block_until_ready(self.pending[max(0, len(self.pending) - 3)][1])
             self.progress.step(self.at)
             self._boundary()
-        self._drain()
+        if self.logged < self.at:  # stopped early, between two lines
+            self._log_line()
         self.save()
 
     def _next_boundary(self) -> int:
@@ -383,6 +384,7 @@ class _Loop:
         """A checkpoint of this step, unless it has one. A failure is reported and the run goes on."""
         if self.checkpoints is None or self.saved == self.at:
             return
+        began = time.monotonic()
         self._drain()
         beside = {
             "lines": self.log.lines,
@@ -403,6 +405,7 @@ class _Loop:
             self.progress.say(f"{error}; training goes on and tries again at the next checkpoint")
         else:
             self.unsaved, self.saved = None, self.at
+        self.clock += time.monotonic() - began  # not training time
 
     def _seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.started

@@ -1,5 +1,6 @@
 """A run directory: one process at a time, one configuration, one environment, written atomically."""
 
+import contextlib
 import errno
 import fcntl
 import importlib.metadata
@@ -28,7 +29,10 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 class RunDirectory:
-    """Holds the lock of `path` from opening to `close` (or the end of the process, however it ends)."""
+    """Holds the lock of `path` from opening to `close` (or the end of the process, however it ends).
+
+    As a context manager it also takes a directory that it made itself away again if the input turns out bad.
+    """
 
     def __init__(
         self,
@@ -43,15 +47,14 @@ class RunDirectory:
         self.path = Path(path).absolute()
         self.warnings: list[str] = []
         self._lock: int | None = None
-        fresh = not self.path.exists()
+        self._made: list[Path] = []
         try:
+            self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             self._take_lock()
             self._settle(config, environment, accept_environment)
         except OSError as error:
-            self.close()
-            if fresh:
-                shutil.rmtree(self.path, ignore_errors=True)
+            self._take_away()
             raise InputError(
                 f"run directory {self.path} cannot be written: {error.strerror}; choose another --runs-dir or make room"
             ) from error
@@ -114,6 +117,24 @@ class RunDirectory:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, InputError):
+            self._take_away()
+        else:
+            self.close()
+
+    def _take_away(self) -> None:
+        """Leaves nothing of what was made here; a run that was there before, or has trained, stays as it is."""
+        with contextlib.suppress(OSError):  # nothing was made, or another run lies beside it by now
+            if self._made and not (self.path / "checkpoints").exists():
+                shutil.rmtree(self.path)
+                for parent in self._made[1:]:
+                    parent.rmdir()
+        self.close()
 
 
 def read_json(path: Path) -> Any:

@@ -1,6 +1,6 @@
 """Ten steps of training are the ten steps that an independent PyTorch implementation takes."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,8 +68,8 @@ class TorchCifarResNet(torch.nn.Module):
 
 
 class Case(NamedTuple):
-    module: object
-    reference: torch.nn.Module
+    module: Any
+    reference: Any
     shape: tuple[int, int, int]
 
 
@@ -99,8 +99,26 @@ def batches(shape):
     ]
 
 
-def our_run(case, mask):
-    """Parameters at the start; loss of every step, and the state at the end."""
+def variables_of(case):
+    """Random float64 values throughout: biases of 0 and scales of 1 would hide where they are applied."""
+    image = jax.ShapeDtypeStruct((1, *case.shape), jnp.float64)
+    shapes = jax.eval_shape(lambda x: case.module.init(jax.random.key(0), x, train=False), image)
+    rng = np.random.default_rng(2)
+
+    def value(path, leaf):
+        if leaf.ndim > 1:
+            return rng.normal(0, np.prod(leaf.shape[:-1]) ** -0.5, leaf.shape)
+        return rng.normal(1.0 if path[-1].key == "scale" else 0.0, 0.1, leaf.shape)
+
+    statistics = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: np.full(leaf.shape, float(path[-1].key == "var")), shapes.get("batch_stats", {})
+    )
+    params = jax.tree_util.tree_map_with_path(value, shapes["params"])
+    return {"params": params} | ({"batch_stats": statistics} if statistics else {})
+
+
+def our_run(case, mask, variables):
+    """Loss of every step, and the state at the end."""
     optimizer = optim.make_optimizer(
         "sgd",
         schedule=optim.make_schedule("cosine", learning_rate=RATE, steps=STEPS),
@@ -110,23 +128,19 @@ def our_run(case, mask):
     )
     mesh = parallel.make_mesh(jax.devices()[:1])
     sample = jax.ShapeDtypeStruct((1, *case.shape), jnp.float64)
-    state = create_state(case.module, optimizer=optimizer, sample=sample, mesh=mesh)
-    rng = np.random.default_rng(2)
-    # Noise, because biases of 0 and scales of 1 would hide a mistake in where they are applied.
-    start = jax.tree.map(lambda p: np.float64(p) + rng.normal(0, 0.1, p.shape), jax.device_get(state.params))
-    state = state.replace(params=jax.tree.map(jnp.asarray, start), opt_state=optimizer.init(start))
+    state = create_state(case.module, optimizer=optimizer, sample=sample, mesh=mesh, variables=variables)
     step = make_train_step(case.module, optimizer=optimizer, mesh=mesh)
     losses = []
     for batch in batches(case.shape):
         state, totals = step(state, batch, np.uint32(0))
         losses.append(float(totals["loss"].sum) / BATCH)
-    return start, losses, jax.device_get(state)
+    return losses, jax.device_get(state)
 
 
-def torch_run(case, mask, start):
+def torch_run(case, mask, params):
     """Loss of every step, and how many values per channel each BatchNorm has seen in one step."""
     net = case.reference.double()
-    named = dict(torch_parameter(path, value) for path, value in flatten(start).items())
+    named = dict(torch_parameter(path, value) for path, value in flatten(params).items())
     parameters = dict(net.named_parameters())
     assert parameters.keys() == named.keys()
     net.load_state_dict({**net.state_dict(), **named})
@@ -154,8 +168,9 @@ def torch_run(case, mask, start):
 @pytest.mark.parametrize(("name", "mask"), [("lenet5", "."), ("resnet8", "kernel$")])
 def test_ten_steps_of_sgd_follow_torch_in_float64(name, mask, float64):
     case = CASES[name]()
-    start, ours, state = our_run(case, mask)
-    theirs, seen = torch_run(case, mask, start)
+    variables = variables_of(case)
+    ours, state = our_run(case, mask, variables)
+    theirs, seen = torch_run(case, mask, variables["params"])
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-8)
     final = case.reference.state_dict()
     for path, value in flatten(state.params).items():
