@@ -1,6 +1,6 @@
 """LeNet-5 on Fashion-MNIST.
 
-    python experiments/lenet5_fashion.py --data-dir DIR --seeds 3        (jaxcnn data fetch fashion_mnist --data-dir DIR)
+    python experiments/lenet5_fashion.py --data-dir DIR --seeds 3   (jaxcnn data fetch fashion_mnist --data-dir DIR)
 
 Claim     Xiao et al. 2017; two convolutions with pooling reach 87.6 to 91.6 % in the list of their repository
 Recipe    Adam 2e-3 with a cosine to 0, batch 128, 10 epochs (4,688 steps), mirrored at random

@@ -79,6 +79,9 @@ def _load(data: Data, usual: tuple[int, int, int], data_dir: Path | None, channe
 def module(model: Model, *, num_classes: int) -> nn.Module:
     """The model that the configuration names, for so many classes."""
     overrides: dict[str, Any] = dict(model.overrides)
+    for taken, remedy in (("num_classes", "the data decides"), ("dtype", "give --model.dtype"), ("name", "drop it")):
+        if taken in overrides:
+            raise InputError(f"--model.overrides {taken} cannot be given: {remedy}")
     if model.dtype != "float32":
         overrides["dtype"] = jnp.dtype(model.dtype)
     return models.create(model.name, num_classes=num_classes, **overrides)
@@ -143,5 +146,10 @@ def prepare_eval(experiment: Experiment, preprocessing: Preprocessing) -> Callab
 def check_model(net: nn.Module, images: np.ndarray) -> int:
     """The number of trained parameters; runs nothing, so that what does not fit is said before compilation."""
     sample = jax.ShapeDtypeStruct((1, *images.shape[1:]), jnp.float32)
-    shapes = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, train=False), sample)
+    try:
+        shapes = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, train=False), sample)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{type(net).__name__} cannot be built for images of {images.shape[1:]}: {error}") from error
     return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))

@@ -18,7 +18,7 @@ import tyro
 
 from jaxcnn import config
 from jaxcnn.config import Experiment
-from jaxcnn.errors import InputError, unknown
+from jaxcnn.errors import InputError, TrainingFailed, unknown
 from jaxcnn.signals import Stopped, StopRequest, stop_on_signals
 
 
@@ -76,8 +76,7 @@ def run_experiment(experiment: Experiment, *, full: Experiment | None = None) ->
 def _guarded(command: Any, *args: Any) -> int:
     """Turns what went wrong into one line and an exit status."""
     try:
-        with stop_on_signals() as stop:
-            return command(*args, stop)
+        return command(*args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -86,16 +85,12 @@ def _guarded(command: Any, *args: Any) -> int:
         return stopped.exit_code
     except KeyboardInterrupt:
         return 130
-    except Exception as error:
-        from jaxcnn.train.loop import TrainingFailed
-
-        if not isinstance(error, TrainingFailed):
-            raise
+    except (TrainingFailed, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
-def _dispatch(command: str, args: list[str], stop: StopRequest) -> int:
+def _dispatch(command: str, args: list[str]) -> int:
     if command not in COMMANDS:
         raise unknown("command", command, COMMANDS)
     if command != "train":
@@ -103,8 +98,8 @@ def _dispatch(command: str, args: list[str], stop: StopRequest) -> int:
 
         return getattr(commands, f"{command}_command")(args)
     if args and args[0].endswith(".py"):
-        return _train_command(*_experiment_of(Path(args[0])), args[1:], stop)
-    return _train_command(config.LENET5_DIGITS, None, args, stop)
+        return _train_command(*_experiment_of(Path(args[0])), args[1:])
+    return _train_command(config.LENET5_DIGITS, None, args)
 
 
 def _experiment_of(path: Path) -> tuple[Experiment, Experiment | None]:
@@ -131,28 +126,44 @@ def parse(experiment: Experiment, args: Sequence[str]) -> tuple[Launch, Experime
     if durations:
         train = dataclasses.replace(experiment.train, steps=None, epochs=None)
         experiment = dataclasses.replace(experiment, train=train)
-    default = _Flags(experiment=experiment)
+    base = experiment
+    model = dataclasses.replace(base.model, overrides={})
+    optim = dataclasses.replace(base.optim, options={}, schedule_options={})
+    default = _Flags(experiment=dataclasses.replace(base, model=model, optim=optim))
     parsed = tyro.cli(_Flags, args=list(args), default=default, prog=f"{experiment.name}", description="")
-    launch, experiment = parsed.launch, parsed.experiment
+    launch, experiment = parsed.launch, _with_options(base, parsed.experiment)
     if launch.run is not None and (not launch.run or "/" in launch.run or launch.run.startswith(".")):
         raise InputError(f"--run {launch.run!r} must be one directory name: without '/', not starting with '.'")
-    if launch.seeds < 1:
-        raise InputError(f"--seeds {launch.seeds} must be at least 1")
+    if launch.seeds < 1 or experiment.seed + launch.seeds > 2**32:
+        raise InputError(f"--seeds {launch.seeds} from --seed {experiment.seed}: seeds are from 0 to 2**32 - 1")
     if launch.smoke:
         experiment = config.smoke(experiment)
     return launch, config.validate(experiment)
 
 
-def _train_command(experiment: Experiment, full: Experiment | None, args: list[str], stop: StopRequest) -> int:
+def _with_options(base: Experiment, given: Experiment) -> Experiment:
+    """Adds the experiment's options to those of the command line, where both are for the same thing by name."""
+
+    def merged(mine: Any, theirs: Any, name: str, options: str) -> Any:
+        old = getattr(mine, options) if getattr(mine, name) == getattr(theirs, name) else {}
+        return dataclasses.replace(theirs, **{options: {**old, **getattr(theirs, options)}})
+
+    optim = merged(base.optim, given.optim, "name", "options")
+    optim = merged(base.optim, optim, "schedule", "schedule_options")
+    return dataclasses.replace(given, model=merged(base.model, given.model, "name", "overrides"), optim=optim)
+
+
+def _train_command(experiment: Experiment, full: Experiment | None, args: list[str]) -> int:
     if "--full" in args:
         if full is None:
             raise InputError(f"{experiment.name} has no --full scale of its own: give its length by --train.epochs")
         experiment = full
     launch, experiment = parse(experiment, args)
-    from jaxcnn import platform
-
-    platform.setup(deterministic=experiment.train.deterministic)
     with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(stop_on_signals())
+        from jaxcnn import platform
+
+        platform.setup(deterministic=experiment.train.deterministic)
         if launch.smoke and launch.runs_dir == Path("checkpoints"):
             temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxcnn-smoke-"))
             launch = dataclasses.replace(launch, runs_dir=Path(temporary))
@@ -161,9 +172,7 @@ def _train_command(experiment: Experiment, full: Experiment | None, args: list[s
             return train(experiment, launch, name, stop)[0]
         results = []
         for seed in range(experiment.seed, experiment.seed + launch.seeds):
-            status, summary = train(
-                dataclasses.replace(experiment, seed=seed), launch, f"{name}-seed{seed}", stop
-            )
+            status, summary = train(dataclasses.replace(experiment, seed=seed), launch, f"{name}-seed{seed}", stop)
             if status:
                 return status
             results.append(summary)
@@ -177,10 +186,12 @@ def train(experiment: Experiment, launch: Launch, name: str, stop: StopRequest) 
     """Trains one run, or goes on with it, or says that it is finished: (exit status, summary)."""
     import jax
 
-    from jaxcnn import build, losses, parallel
+    from jaxcnn import build, losses, parallel, report
+    from jaxcnn.checkpoint import Checkpoints
     from jaxcnn.data import preprocess
-    from jaxcnn import report
+    from jaxcnn.data.loader import check_batch_size
     from jaxcnn.train import run
+    from jaxcnn.train.log import tensorboard
     from jaxcnn.train.loop import fit
 
     jax.config.update("jax_enable_x64", experiment.model.dtype == "float64")
@@ -189,18 +200,22 @@ def train(experiment: Experiment, launch: Launch, name: str, stop: StopRequest) 
     steps = config.total_steps(settings, examples=len(data.train), batch_size=experiment.data.batch_size)
     net = build.module(experiment.model, num_classes=len(data.classes))
     optimizer, schedule = build.optimizer(experiment, steps=steps)
-    parallel.check_divisible(
-        experiment.data.batch_size, devices=jax.device_count(), accumulate=settings.accumulate
-    )
+    parallel.check_divisible(experiment.data.batch_size, devices=jax.device_count(), accumulate=settings.accumulate)
     parameters = build.check_model(net, data.train.images)
-    variables = report.load_variables(Path(experiment.init_from)) if experiment.init_from else None
+    check_batch_size(experiment.data.batch_size, examples=len(data.train))
+    if settings.tensorboard:
+        tensorboard()
+    path = launch.runs_dir / experiment.name / name
+    fresh = not Checkpoints(path / "checkpoints").steps()
+    variables = report.load_variables(Path(experiment.init_from)) if experiment.init_from and fresh else None
     stop.check()
 
     with run.RunDirectory(
-        launch.runs_dir / experiment.name / name,
+        path,
         config=config.to_json(experiment),
         environment=run.environment(data=data.digests),
         accept_environment=launch.accept_environment,
+        upgrade=lambda old: config.to_json(config.from_json(old)),
     ) as directory:
         for warning in directory.warnings:
             print(f"warning: {warning}", file=sys.stderr)
@@ -221,7 +236,7 @@ def train(experiment: Experiment, launch: Launch, name: str, stop: StopRequest) 
         result = fit(
             net,
             (data.train.images, data.train.labels),
-            validation=data.validation and (data.validation.images, data.validation.labels),
+            validation=(data.validation.images, data.validation.labels) if data.validation else None,
             test=(data.test.images, data.test.labels),
             optimizer=optimizer,
             learning_rate=schedule,

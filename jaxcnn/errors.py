@@ -1,4 +1,4 @@
-"""The one error for bad input: the command line prints it and exits with status 2."""
+"""The error for bad input, which the command line prints and exits with status 2, and the one for failure: 1."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,6 +6,10 @@ from collections.abc import Iterable
 
 class InputError(ValueError):
     """What the user gave cannot be used. The message names the value, what was expected and the remedy."""
+
+
+class TrainingFailed(Exception):
+    """Training cannot go on; the message says since which step and where the last good state is."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:

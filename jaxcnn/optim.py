@@ -24,9 +24,16 @@ def constant(learning_rate: float, steps: int) -> optax.Schedule:
 
 
 def staircase(
-    learning_rate: float, steps: int, *, boundaries: Sequence[float] = (0.5, 0.75), factor: float = 0.1
+    learning_rate: float, steps: int, *, boundaries: Sequence[float] | float | str = (0.5, 0.75), factor: float = 0.1
 ) -> optax.Schedule:
-    """Multiplied by `factor` at each of `boundaries` (He et al. 2016: at 32k and 48k of 64k steps)."""
+    """Multiplied by `factor` at each of `boundaries` (He et al. 2016: at 32k and 48k of 64k steps).
+
+    On the command line they are written with commas: 0.5,0.75.
+    """
+    if isinstance(boundaries, str):
+        boundaries = [_parsed(part) for part in boundaries.split(",")]
+    elif isinstance(boundaries, int | float):
+        boundaries = [boundaries]
     boundaries = [_number("a boundary", boundary, high=1) for boundary in boundaries]
     if any(first >= second for first, second in itertools.pairwise(boundaries)):
         raise InputError(f"boundaries {tuple(boundaries)}: expected increasing fractions of the run")
@@ -282,6 +289,13 @@ def _wide(leaf: Array) -> jnp.dtype:
 
 
 # --- checks ------------------------------------------------------------------------------------------------
+
+
+def _parsed(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{text!r} is not a number") from None
 
 
 def _number(name: str, value: Any, *, low: float = 0, high: float = math.inf) -> float:

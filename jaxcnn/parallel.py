@@ -1,6 +1,7 @@
 """The device mesh and the two shardings of a training run: the state everywhere, the batch divided."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from jaxcnn.errors import InputError
 from jaxcnn.types import DATA_AXIS, PyTree
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """A one-dimensional mesh over `devices` (all of them by default), its axis named `DATA_AXIS`."""
     devices = list(jax.devices() if devices is None else devices)
     # Explicit axes, JAX's default, refuse Linen's random layers.

@@ -27,7 +27,7 @@ def setup(*, deterministic: bool = False, compile_cache: bool = True) -> None:
     import jaxlib
 
     flags = os.environ.get("XLA_FLAGS", "").split()
-    wanted = list(_GPU_DETERMINISTIC) if deterministic else []
+    wanted: list[str] = list(_GPU_DETERMINISTIC) if deterministic else []
     version = tuple(int(part) for part in jaxlib.__version__.split(".")[:3])
     if version in _CPU_FLAG_VERSIONS:
         wanted.append(_CPU_FLAG)

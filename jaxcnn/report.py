@@ -118,7 +118,8 @@ def confusion_counts(net: nn.Module, variables: PyTree, data: build.Splits, prep
     @jax.jit
     def count(variables: PyTree, batch: Any) -> Any:
         batch = prepare(batch)
-        return metrics.confusion(net.apply(variables, batch["image"], train=False), batch, classes)
+        outputs: Any = net.apply(variables, batch["image"], train=False)
+        return metrics.confusion(outputs, batch, classes)
 
     mesh = parallel.make_mesh()
     batches = eval_batches(data.test.images, data.test.labels, batch_size=1000, mesh=mesh)

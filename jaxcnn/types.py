@@ -4,16 +4,16 @@ Axes: `b` batch, `h` height, `w` width, `c` channels, `k` classes; images are al
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 
-Array = jax.Array
-ArrayLike = jax.Array | np.ndarray
-PyTree = Any
+Array: TypeAlias = jax.Array
+ArrayLike: TypeAlias = jax.Array | np.ndarray
+PyTree: TypeAlias = Any
 
-Batch = Mapping[str, Any]
+Batch: TypeAlias = Mapping[str, Any]
 """`image` (b, h, w, c); `label` (b,) int32 or (b, k) soft; in evaluation `mask` (b,), 1 for real examples."""
 
 DATA_AXIS = "data"

@@ -52,6 +52,15 @@ class TrainFeed:
         return jax.device_put(batch, sharding)
 
 
+def check_batch_size(batch_size: int, *, examples: int) -> None:
+    """`InputError` unless a batch fits into the training split."""
+    if examples < batch_size:
+        raise InputError(
+            f"batch size {batch_size} is larger than the training split of {examples} examples:"
+            f" use --data.batch-size {examples} or less"
+        )
+
+
 def train_feed(
     images: np.ndarray,
     labels: np.ndarray,
@@ -62,11 +71,7 @@ def train_feed(
     resident: bool | None = None,
 ) -> TrainFeed:
     """A feed over (n, h, w, c) images; `resident` None decides by size. `InputError` if n < batch_size."""
-    if len(labels) < batch_size:
-        raise InputError(
-            f"batch size {batch_size} is larger than the training split of {len(labels)} examples:"
-            f" use --data.batch-size {len(labels)} or less"
-        )
+    check_batch_size(batch_size, examples=len(labels))
     if resident is None:
         resident = images.nbytes <= RESIDENT_BYTES
     store = None

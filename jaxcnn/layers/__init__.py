@@ -1,7 +1,9 @@
-"""What networks are made of: initialisers, activations, pooling, normalisation, dropout."""
+"""What networks are made of: convolutions, initialisers, activations, pooling, normalisation, dropout, blocks."""
 
 from jaxcnn.layers.act import ACTIVATIONS, Activation, activation, maxout, scaled_tanh
 from jaxcnn.layers.axis import data_axis_bound, global_index
+from jaxcnn.layers.blocks import BasicBlock, Stage, pad_shortcut
+from jaxcnn.layers.conv import Conv, as_written, conv, output_size
 from jaxcnn.layers.dropout import Dropout
 from jaxcnn.layers.init import INITIALIZERS, Fans, fans, initializer
 from jaxcnn.layers.norm import (
@@ -21,7 +23,9 @@ __all__ = [
     "INITIALIZERS",
     "NORMS",
     "Activation",
+    "BasicBlock",
     "BatchNorm",
+    "Conv",
     "Dropout",
     "Fans",
     "GroupNorm",
@@ -30,8 +34,11 @@ __all__ = [
     "LayerNorm",
     "Norm",
     "Padding",
+    "Stage",
     "activation",
+    "as_written",
     "avg_pool",
+    "conv",
     "data_axis_bound",
     "fans",
     "global_avg_pool",
@@ -40,5 +47,7 @@ __all__ = [
     "max_pool",
     "maxout",
     "norm",
+    "output_size",
+    "pad_shortcut",
     "scaled_tanh",
 ]

@@ -85,7 +85,7 @@ def _targets() -> np.ndarray:
     return np.array([[1.0 if ink == "#" else -1.0 for row in rows for ink in row[k]] for k in range(10)]).T
 
 
-def _paper_uniform(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+def _paper_uniform(key: Any, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:
     """U(+-2.4 / fan-in), appendix A of the paper."""
     return jax.random.uniform(key, shape, dtype, -1, 1) * (2.4 / math.prod(shape[:-1]))
 

@@ -130,10 +130,10 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def tensorboard_writer(directory: Path) -> Any:
-    """A tensorboardX writer; `InputError` where that optional package is missing."""
+def tensorboard() -> Any:
+    """The tensorboardX module; `InputError` where that optional package is missing."""
     try:
-        from tensorboardX import SummaryWriter
+        import tensorboardX
     except ImportError:
         raise InputError("--train.tensorboard needs tensorboardX: pip install 'jaxcnn[tensorboard]'") from None
-    return SummaryWriter(str(directory / "tensorboard"))
+    return tensorboardX

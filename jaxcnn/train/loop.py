@@ -16,11 +16,11 @@ from jaxcnn import metrics as metric_table
 from jaxcnn import parallel
 from jaxcnn.checkpoint import CheckpointError, Checkpoints, Restored
 from jaxcnn.data.loader import TrainFeed, eval_batches, train_feed
-from jaxcnn.errors import InputError
+from jaxcnn.errors import InputError, TrainingFailed
 from jaxcnn.losses import LossFn
 from jaxcnn.metrics import Metric
-from jaxcnn.train import log
 from jaxcnn.signals import Stopped, StopRequest, stop_on_signals
+from jaxcnn.train import log
 from jaxcnn.train.state import TrainState, create_state
 from jaxcnn.train.step import CLASSIFY, Prepare, Totals, TrainStep, make_eval_step, make_train_step, scan_steps
 from jaxcnn.tree import unflatten
@@ -29,10 +29,6 @@ from jaxcnn.types import Batch, PyTree
 Arrays = tuple[np.ndarray, np.ndarray]
 """Inputs (n, h, w, c) and labels (n, ...)."""
 Batches = Callable[[], Iterable[Batch]]
-
-
-class TrainingFailed(Exception):
-    """Training cannot go on; the message says since which step and where the last good state is."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +85,11 @@ def fit(
     """Trains `module` for `steps` and returns the final state and what was measured.
 
     `train` is a pair of arrays (n, h, w, c) and (n,), or a function of the step that gives a batch. With a
-    `directory` the run logs to `metrics.jsonl`, saves checkpoints there, and a second call goes on from the
-    newest verified one, to the same bits as without the stop. `validation` is evaluated every `eval_every`
-    steps and selects the checkpoint that is tested; without it `test` is evaluated then and selects nothing.
-    `learning_rate` is only logged. `prepare` augments and normalises training batches inside the step,
-    `prepare_eval` normalises evaluation batches.
+    `directory` the run logs to `metrics.jsonl`, saves checkpoints there, and a second call goes on from the newest
+    verified one, to the same bits as without the stop. `validation` is evaluated every `eval_every` steps, and the
+    checkpoint with its highest `select_by` is the one that is tested; without it `test` is evaluated then, and
+    selects nothing. `learning_rate` is only logged. `prepare` augments and normalises training batches inside the
+    step, `prepare_eval` normalises evaluation batches.
 
     Raises `InputError` before compiling, `TrainingFailed` after `max_skipped` consecutive non-finite steps,
     `Stopped` after SIGTERM or Ctrl-C once the state is saved.
@@ -106,7 +102,6 @@ def fit(
     parallel.check_divisible(batch_size, devices=mesh.size, accumulate=accumulate)
     feed = train if callable(train) else train_feed(*train, batch_size=batch_size, seed=seed, mesh=mesh)
     example = _example(feed, batch_size, prepare)
-    create = dict(optimizer=optimizer, sample=example, ema=ema_decay is not None, variables=variables)
     step = make_train_step(
         module,
         optimizer=optimizer,
@@ -141,7 +136,15 @@ def fit(
             mesh=mesh,
         )
         stop.check()
-        loop.state = create_state(module, seed=seed, mesh=mesh, **create)
+        loop.state = create_state(
+            module,
+            optimizer=optimizer,
+            sample=example,
+            seed=seed,
+            ema=ema_decay is not None,
+            mesh=mesh,
+            variables=variables,
+        )
         return loop.run(directory, keep_latest, keep_best, tensorboard=tensorboard, quiet=quiet)
 
 
@@ -228,20 +231,25 @@ class _Loop:
         self.window = metric_table.Totals()
         self.pending: list[tuple[int, Totals]] = []
         self.checkpoints, lines, path = None, 0, None
-        self.progress = log.Progress(self.steps, quiet=quiet)
         if directory is not None:
             path = Path(directory).absolute()
             path.mkdir(parents=True, exist_ok=True)
             self.checkpoints = Checkpoints(
-                path / "checkpoints", keep_latest=keep_latest, keep_best=keep_best, report=self.progress.say
+                path / "checkpoints",
+                keep_latest=keep_latest,
+                keep_best=keep_best,
+                report=functools.partial(print, flush=True),
             )
             restored = self.checkpoints.restore_latest(sharding=parallel.replicated(self.mesh))
             if restored is not None:
                 lines = self._resume(restored)
         self.log = log.MetricsLog(path / "metrics.jsonl" if path else None, keep=lines)
-        self.writer = log.tensorboard_writer(path) if tensorboard and path else None
+        self.writer = log.tensorboard().SummaryWriter(str(path / "tensorboard")) if tensorboard and path else None
         self.started = time.monotonic()
+        self.progress = log.Progress(self.steps, start=self.at, quiet=quiet)
         try:
+            if self.at:
+                self.progress.say(f"going on from step {self.at} of {self.steps}")
             self._train()
             return self._finish()
         finally:
@@ -257,10 +265,9 @@ class _Loop:
         loop = restored.loop
         self.at = self.saved = restored.step
         self.logged, self.evaluated = loop["logged"], loop["evaluated"]
-        self.in_a_row, self.best_step = loop["in_a_row"], loop["best_step"]
+        self.in_a_row, self.best_step = int(self.state.counters["skipped_in_a_row"]), loop["best_step"]
         self.seconds_before = loop["seconds"]
         self.window.sums, self.window.counts = dict(loop["sums"]), dict(loop["counts"])
-        self.progress.say(f"going on from step {self.at} of {self.steps}")
         return loop["lines"]
 
     def _train(self) -> None:
@@ -335,7 +342,7 @@ class _Loop:
         if isinstance(self.feed, TrainFeed):
             line["epoch"] = round(self.at * self.batch_size / self.feed.examples, 4)
         if self.learning_rate is not None:
-            line["learning_rate"] = float(self.learning_rate(self.at - 1))
+            line["learning_rate"] = float(np.asarray(self.learning_rate(self.at - 1)))
         if window.sums["skipped"]:
             line["skipped"] = int(window.sums["skipped"])
         line["images_per_second"] = round(steps * self.batch_size / seconds, 1) if steps else None
@@ -361,7 +368,7 @@ class _Loop:
         self.clock += time.monotonic() - began  # not training time
         if self.validation is None:
             return
-        self.score = result[self.select_by]
+        self.score = float(np.float32(result[self.select_by]))  # as the counters keep it: equal must stay equal
         counters = dict(self.state.counters)
         better = self.score > float(counters["best"])
         if better:
@@ -374,6 +381,7 @@ class _Loop:
         self.state = self.state.replace(  # type: ignore[attr-defined]
             counters=counters | jax.device_put(new, parallel.replicated(self.mesh))
         )
+        self.saved = -1  # a checkpoint of this step, made when a stop cut the evaluation short, lacks all this
 
     def _stopped_early(self) -> bool:
         if not self.early_stopping or self.evaluated < self.at:
@@ -390,7 +398,6 @@ class _Loop:
             "lines": self.log.lines,
             "logged": self.logged,
             "evaluated": self.evaluated,
-            "in_a_row": self.in_a_row,
             "best_step": self.best_step,
             "sums": self.window.sums,
             "counts": self.window.counts,

@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,11 @@ class RunDirectory:
         config: Mapping[str, Any],
         environment: Mapping[str, Any],
         accept_environment: bool = False,
+        upgrade: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
     ):
         """Creates or reopens the run. `InputError` if another process has it, if it holds another configuration
-        or environment (with the difference), or if nothing can be written there."""
+        or environment (with the difference), or if nothing can be written there. `upgrade` gives an older
+        configuration the fields of today."""
         self.path = Path(path).absolute()
         self.warnings: list[str] = []
         self._lock: int | None = None
@@ -52,7 +54,7 @@ class RunDirectory:
             self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             self._take_lock()
-            self._settle(config, environment, accept_environment)
+            self._settle(config, environment, accept_environment, upgrade)
         except OSError as error:
             self._take_away()
             raise InputError(
@@ -76,8 +78,12 @@ class RunDirectory:
         os.ftruncate(self._lock, 0)
         os.write(self._lock, f"{os.getpid()}\n".encode())
 
-    def _settle(self, config: Mapping[str, Any], environment: Mapping[str, Any], accept: bool) -> None:
+    def _settle(
+        self, config: Mapping[str, Any], environment: Mapping[str, Any], accept: bool, upgrade: Callable
+    ) -> None:
         old_config, old_environment = self.read("config.json"), self.read("environment.json")
+        if old_config is not None:  # fields that were added since have their defaults
+            old_config = upgrade(old_config)
         if old_config is not None and (changed := differences(old_config, config)):
             raise InputError(
                 f"run {self.path} was made with another configuration:\n  "

@@ -191,7 +191,7 @@ def make_eval_step(
     @jax.jit
     def step(variables: Mapping[str, PyTree], batch: Batch) -> Totals:
         batch = prepare(batch) if prepare else batch
-        outputs = module.apply(variables, batch["image"], train=False)
+        outputs: Any = module.apply(variables, batch["image"], train=False)
         losses = loss_fn(outputs, batch)
         mask = batch.get("mask", jnp.ones(losses.shape, losses.dtype)).astype(losses.dtype)
         totals = {"loss": Total(jnp.where(mask > 0, losses, 0).sum(), mask.sum())}

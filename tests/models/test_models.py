@@ -65,7 +65,11 @@ def test_resnet18_halves_the_image_five_times():
     module = create("resnet18")
     outputs = jax.eval_shape(
         lambda x: module.init_with_output(
-            jax.random.key(0), x, train=False, capture_intermediates=True, mutable=["params", "batch_stats", "intermediates"]
+            jax.random.key(0),
+            x,
+            train=False,
+            capture_intermediates=True,
+            mutable=["params", "batch_stats", "intermediates"],
         ),
         jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32),
     )[1]["intermediates"]
@@ -80,7 +84,9 @@ def test_a_residual_block_with_zero_weights_is_the_shortcut():
     variables = module.init(jax.random.key(1), x, train=False)
     params = jax.tree.map(jnp.zeros_like, variables["params"])
     params = {**params, "conv1": variables["params"]["conv1"], "fc": variables["params"]["fc"]}
-    stem = jax.nn.relu(jax.lax.conv(x.transpose(0, 3, 1, 2), params["conv1"]["kernel"].transpose(3, 2, 0, 1), (1, 1), "SAME"))
+    stem = jax.nn.relu(
+        jax.lax.conv(x.transpose(0, 3, 1, 2), params["conv1"]["kernel"].transpose(3, 2, 0, 1), (1, 1), "SAME")
+    )
     deep = pad_shortcut(pad_shortcut(stem.transpose(0, 2, 3, 1), channels=8, stride=2), channels=16, stride=2)
     expected = deep.mean((1, 2)) @ params["fc"]["kernel"] + params["fc"]["bias"][None]
     np.testing.assert_allclose(module.apply({"params": params}, x, train=False), expected, atol=1e-5)

@@ -60,9 +60,7 @@ def losses_of(module, *, devices, mode="jit", steps=20, dtype=jnp.float32, **opt
     )
     sample = jax.ShapeDtypeStruct((1, 8, 8, 3), dtype)
     with jax.set_mesh(mesh):
-        state = create_state(
-            module, optimizer=optimizer, sample=sample, mesh=mesh, ema="ema_decay" in options
-        )
+        state = create_state(module, optimizer=optimizer, sample=sample, mesh=mesh, ema="ema_decay" in options)
         losses = []
         for i in range(steps):
             state, totals = step(state, feed(i), np.uint32(0))
@@ -75,7 +73,9 @@ def test_eight_devices_follow_one_in_float64(mode, float64):
     one, state_one = losses_of(Small(), devices=1, dtype=jnp.float64)
     many, state_many = losses_of(Small(), devices=8, mode=mode, dtype=jnp.float64)
     np.testing.assert_allclose(many, one, rtol=0, atol=1e-9)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), state_one.collections, state_many.collections)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), state_one.collections, state_many.collections
+    )
 
 
 @pytest.mark.parametrize("mode", ["jit", "pmap"])
@@ -122,7 +122,9 @@ def test_statistics_move_in_training_alone():
     sample = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
     state = create_state(module, optimizer=optimizer, sample=sample)
     stats = state.collections["batch_stats"]
-    assert all((leaf == (0 if "mean" in str(path) else 1)).all() for path, leaf in jax.tree_util.tree_leaves_with_path(stats))
+    assert all(
+        (leaf == (0 if "mean" in str(path) else 1)).all() for path, leaf in jax.tree_util.tree_leaves_with_path(stats)
+    )
     before = jax.device_get(stats)
     batch = {"image": IMAGES[:16].astype(np.float32) / 255, "label": LABELS[:16]}
     make_eval_step(module)(state.variables(), batch)
