@@ -234,12 +234,7 @@ class _Loop:
         if directory is not None:
             path = Path(directory).absolute()
             path.mkdir(parents=True, exist_ok=True)
-            self.checkpoints = Checkpoints(
-                path / "checkpoints",
-                keep_latest=keep_latest,
-                keep_best=keep_best,
-                report=functools.partial(print, flush=True),
-            )
+            self.checkpoints = Checkpoints(path / "checkpoints", keep_latest=keep_latest, keep_best=keep_best)
             restored = self.checkpoints.restore_latest(sharding=parallel.replicated(self.mesh))
             if restored is not None:
                 lines = self._resume(restored)
