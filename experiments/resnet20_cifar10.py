@@ -34,7 +34,7 @@ full = Experiment(
     model=Model("cifar_resnet20"),
     data=Data("cifar10", crop_padding=4, flip=True, preprocessing="mean_image"),
     optim=Optim("sgd", learning_rate=0.1, schedule="steps", weight_decay=1e-4, options={"momentum": 0.9}),
-    train=Train(steps=64_000, log_every=400, eval_every=4_000, checkpoint_every=8_000, steps_per_call=50),
+    train=Train(steps=64_000, log_every=400, checkpoint_every=8_000, steps_per_call=50),
 )
 
 if __name__ == "__main__":

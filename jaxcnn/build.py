@@ -19,7 +19,7 @@ from jaxcnn.data.augment import Augmentation, augment
 from jaxcnn.data.loader import gather
 from jaxcnn.data.preprocess import Preprocessing
 from jaxcnn.errors import InputError
-from jaxcnn.types import Array, Batch
+from jaxcnn.types import Array, ArrayLike, Batch
 
 SMOKE_EXAMPLES = 256
 
@@ -42,10 +42,11 @@ def splits(experiment: Experiment, *, data_dir: Path | None, smoke: bool = False
     """
     data, entry = experiment.data, models.MODELS.get(experiment.model.name)
     usual = entry.input if entry else (28, 28, 1)
+    root = data_dir or sources.default_data_dir()
     try:
         dataset = _load(data, usual, data_dir)
     except InputError:
-        if not smoke:
+        if not smoke or data.name not in sources.SOURCES or (root / data.name).exists():
             raise
         print(f"{data.name} is not here: the smoke run takes the embedded digits", flush=True)
         dataset = _load(dataclasses.replace(data, name="digits"), usual, data_dir, channels=usual[2])
@@ -111,24 +112,31 @@ def optimizer(experiment: Experiment, *, steps: int) -> tuple[optax.GradientTran
 def prepare_train(
     experiment: Experiment, preprocessing: Preprocessing, *, num_classes: int
 ) -> Callable[[Batch, Array], Batch]:
-    """Gathers, augments and preprocesses a training batch, inside the compiled step."""
+    """Gathers, preprocesses and augments a training batch, inside the compiled step.
+
+    Borders and erased squares are 0 after preprocessing, as in the papers. Rotations onto principal axes mix the
+    pixels, so there augmentation comes first, with the training split's mean in the borders.
+    """
     data = experiment.data
     settings = Augmentation(
         crop_padding=data.crop_padding, flip=data.flip, cutout=data.cutout, mixup=data.mixup, cutmix=data.cutmix
     )
     finish = prepare_eval(experiment, preprocessing)
 
+    rotates = preprocessing.kind in ("pca", "whiten", "zca")
+
+    def augmented(batch: Batch, key: Array, fill: ArrayLike) -> Batch:
+        images, labels = augment(
+            key, batch["image"], batch["label"], settings=settings, num_classes=num_classes, fill=fill
+        )
+        return {**batch, "image": images, "label": labels}
+
     def prepare(batch: Batch, key: Array) -> Batch:
         batch = gather(batch)
-        images, labels = augment(
-            key,
-            preprocess.to_float(batch["image"]),
-            batch["label"],
-            settings=settings,
-            num_classes=num_classes,
-            fill=preprocessing.channel_mean,  # so that the border is 0 once it is subtracted
-        )
-        return finish({**batch, "image": images, "label": labels})
+        if not rotates:
+            return augmented(finish(batch), key, jnp.zeros(batch["image"].shape[-1]))
+        batch = {**batch, "image": preprocess.to_float(batch["image"])}
+        return finish(augmented(batch, key, preprocessing.channel_mean))
 
     return prepare
 

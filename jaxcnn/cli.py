@@ -6,6 +6,7 @@ Nothing heavy is imported here: a mistyped flag is answered at once, and a signa
 import contextlib
 import dataclasses
 import importlib.util
+import os
 import sys
 import tempfile
 import time
@@ -167,7 +168,7 @@ def _train_command(experiment: Experiment, full: Experiment | None, args: list[s
         if launch.smoke and launch.runs_dir == Path("checkpoints"):
             temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxcnn-smoke-"))
             launch = dataclasses.replace(launch, runs_dir=Path(temporary))
-        name = launch.run or time.strftime("%Y%m%d-%H%M%S")
+        name = launch.run or f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         if launch.seeds == 1:
             return train(experiment, launch, name, stop)[0]
         results = []
@@ -187,7 +188,6 @@ def train(experiment: Experiment, launch: Launch, name: str, stop: StopRequest) 
     import jax
 
     from jaxcnn import build, losses, parallel, report
-    from jaxcnn.checkpoint import Checkpoints
     from jaxcnn.data import preprocess
     from jaxcnn.data.loader import check_batch_size
     from jaxcnn.train import run
@@ -206,8 +206,9 @@ def train(experiment: Experiment, launch: Launch, name: str, stop: StopRequest) 
     if settings.tensorboard:
         tensorboard()
     path = launch.runs_dir / experiment.name / name
-    fresh = not Checkpoints(path / "checkpoints").steps()
-    variables = report.load_variables(Path(experiment.init_from)) if experiment.init_from and fresh else None
+    variables = None
+    if experiment.init_from and not (path / "summary.json").exists():  # on resuming too, if no checkpoint is whole
+        variables = report.load_variables(Path(experiment.init_from))
     stop.check()
 
     with run.RunDirectory(
@@ -224,8 +225,12 @@ def train(experiment: Experiment, launch: Launch, name: str, stop: StopRequest) 
             report.show(summary, quiet=launch.quiet)
             return 0, summary
         directory.require_space(64 * parameters + (1 << 20))
-        preprocessing = preprocess.fit(experiment.data.preprocessing, data.train.images)
-        preprocessing.save(directory.path / "preprocessing.npz")
+        kept = directory.path / "preprocessing.npz"
+        if kept.exists():  # of the training split that the run began with
+            preprocessing = preprocess.load(kept)
+        else:
+            preprocessing = preprocess.fit(experiment.data.preprocessing, data.train.images)
+            preprocessing.save(kept)
         directory.write("data.json", {"classes": list(data.classes), "input": list(data.train.images.shape[1:])})
         if not launch.quiet:
             print(

@@ -14,7 +14,7 @@ _CPU_FLAG = (
     "--xla_cpu_experimental_ynn_fusion_type="
     "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_ELTWISE,LIBRARY_FUSION_TYPE_REDUCE"
 )
-_CPU_FLAG_VERSIONS = ((0, 10, 2), (0, 11, 2))
+_CPU_FLAG_VERSIONS = ("0.10.2", "0.11.2")
 _GPU_DETERMINISTIC = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=0")
 
 
@@ -28,8 +28,7 @@ def setup(*, deterministic: bool = False, compile_cache: bool = True) -> None:
 
     flags = os.environ.get("XLA_FLAGS", "").split()
     wanted: list[str] = list(_GPU_DETERMINISTIC) if deterministic else []
-    version = tuple(int(part) for part in jaxlib.__version__.split(".")[:3])
-    if version in _CPU_FLAG_VERSIONS:
+    if jaxlib.__version__ in _CPU_FLAG_VERSIONS:
         wanted.append(_CPU_FLAG)
     _keep_freed_memory()
     given = {flag.split("=")[0] for flag in flags}

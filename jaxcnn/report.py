@@ -35,10 +35,7 @@ def finish(
     *,
     parameters: int,
 ) -> dict[str, Any]:
-    """Writes the pictures, then `summary.json`, which makes the run finished; returns the summary."""
-    curves(result.history, directory.path / "curves.png", title=f"{experiment.name}, seed {experiment.seed}")
-    counts = confusion_counts(net, result.variables, data, build.prepare_eval(experiment, preprocessing))
-    confusion(counts, data.classes, directory.path / "confusion.png", title=f"{experiment.name}: test split")
+    """Writes `summary.json`, which makes the run finished, then the pictures; returns the summary."""
     summary = {
         "final_step": result.step,
         "selected_step": result.selected_step,
@@ -51,6 +48,10 @@ def finish(
     }
     if result.unsaved is None:
         directory.write("summary.json", summary)
+    curves(result.history, directory.path / "curves.png", title=f"{experiment.name}, seed {experiment.seed}")
+    prepare = build.prepare_eval(experiment, preprocessing)
+    counts = confusion_counts(net, result.variables, data, prepare, batch_size=experiment.data.eval_batch_size)
+    confusion(counts, data.classes, directory.path / "confusion.png", title=f"{experiment.name}: test split")
     return summary
 
 
@@ -111,7 +112,9 @@ def load_variables(path: Path) -> dict[str, PyTree]:
     return nested
 
 
-def confusion_counts(net: nn.Module, variables: PyTree, data: build.Splits, prepare: Any) -> np.ndarray:
+def confusion_counts(
+    net: nn.Module, variables: PyTree, data: build.Splits, prepare: Any, *, batch_size: int
+) -> np.ndarray:
     """(k, k) counts over the test split, rows the true classes."""
     classes = len(data.classes)
 
@@ -122,7 +125,7 @@ def confusion_counts(net: nn.Module, variables: PyTree, data: build.Splits, prep
         return metrics.confusion(outputs, batch, classes)
 
     mesh = parallel.make_mesh()
-    batches = eval_batches(data.test.images, data.test.labels, batch_size=1000, mesh=mesh)
+    batches = eval_batches(data.test.images, data.test.labels, batch_size=batch_size, mesh=mesh)
     with jax.set_mesh(mesh):
         return np.sum([jax.device_get(count(variables, batch)) for batch in batches()], axis=0)
 

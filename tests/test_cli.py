@@ -469,7 +469,7 @@ def test_a_run_whose_last_save_fails_exits_1_and_can_go_on(tmp_path, capsys, mon
         patch.setattr(checkpoint, "_write_manifest", full)
         assert jaxcnn(*args) == 1
     said = capsys.readouterr()
-    assert "checkpoints/10 could not be written: [Errno 28] No space left" in said.out
+    assert "checkpoints/10 could not be written: [Errno 28] No space left" in said.err
     assert "the last checkpoint was not saved" in said.err
     directory = tmp_path / "lenet5_digits" / "r"
     assert not (directory / "summary.json").exists()
@@ -505,3 +505,34 @@ def test_the_process_exits_with_the_status():
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert process.returncode == 2
     assert process.stderr == "error: --optim.learning-rate -1.0 must be a positive number\n"
+
+
+def test_bfloat16_and_tensorboard_are_switches(tmp_path, capsys):
+    pytest.importorskip("tensorboardX")
+    flags = ["--smoke", "--runs-dir", str(tmp_path), "--run", "b", "--train.tensorboard", "--model.dtype", "bfloat16"]
+    assert cli.main(["train", *flags]) == 0
+    run = tmp_path / "lenet5_digits" / "b"
+    assert list((run / "tensorboard").iterdir())
+    assert "test accuracy" in capsys.readouterr().out
+
+
+def test_options_of_the_command_line_join_those_of_the_experiment():
+    base, _ = cli._experiment_of(Path(__file__).parent.parent / "experiments" / "resnet20_cifar10.py")
+    _, joined = cli.parse(base, ["--optim.options", "momentum", "0.8"])
+    assert joined.optim.options == {"momentum": 0.8, "nesterov": True}
+    _, other = cli.parse(base, ["--optim.name", "adam"])
+    assert other.optim.options == {}
+    assert other.optim.schedule_options == base.optim.schedule_options
+
+
+@pytest.mark.parametrize("override", [("width", "abc"), ("width", "-3"), ("depth", "1.5"), ("num_classes", "5")])
+def test_impossible_overrides_are_bad_input(override, tmp_path, capsys):
+    args = ["--model.name", "cifar_resnet20", "--model.overrides", *override, "--runs-dir", str(tmp_path)]
+    assert cli.main(["train", *args]) == 2
+    assert "error:" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_smoke_does_not_hide_a_mistyped_data_set(tmp_path, capsys):
+    assert cli.main(["train", "--smoke", "--data.name", "cifra10", "--runs-dir", str(tmp_path)]) == 2
+    assert "cifar10" in capsys.readouterr().err

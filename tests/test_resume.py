@@ -371,7 +371,7 @@ def test_a_save_that_fails_is_reported_and_tried_again(tmp_path, undisturbed, mo
     result = train(tmp_path, quiet=False)
     assert outcome(result, tmp_path) == undisturbed
     assert result.unsaved is None
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     for step in (8, 24):
         assert f"{tmp_path}/checkpoints/{step} could not be written: [Errno 28] No space left on device" in said
     assert said.count("tries again") == 2

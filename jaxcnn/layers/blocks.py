@@ -6,7 +6,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxcnn.errors import InputError
 from jaxcnn.layers.conv import Conv
+from jaxcnn.layers.norm import norm
 from jaxcnn.types import Array
 
 
@@ -19,6 +21,18 @@ def pad_shortcut(x: Array, *, channels: int, stride: int) -> Array:
     x = x[:, ::stride, ::stride]
     new = channels - x.shape[-1]
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (new // 2, new - new // 2))) if new else x
+
+
+def family_norm(name: str, *, statistics: str | int, width: int, dtype: Any) -> Callable[..., Any]:
+    """The norm that a family's switches name; `width`, the narrowest layer, bounds the groups of group norm by 32.
+
+    `InputError` for BatchNorm `statistics` given to another norm, which has none.
+    """
+    if name == "batch":
+        return norm(name, dtype=dtype, statistics=statistics)
+    if statistics != "global":
+        raise InputError(f"statistics={statistics!r} belongs to norm 'batch', not to {name!r}: drop one of them")
+    return norm(name, dtype=dtype, **({"groups": min(32, width)} if name == "group" else {}))
 
 
 class BasicBlock(nn.Module):

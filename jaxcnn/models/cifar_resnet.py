@@ -11,10 +11,9 @@ import flax.linen as nn
 
 from jaxcnn.errors import InputError, unknown
 from jaxcnn.layers.act import activation
-from jaxcnn.layers.blocks import BasicBlock, Stage
+from jaxcnn.layers.blocks import BasicBlock, Stage, family_norm
 from jaxcnn.layers.conv import Conv
 from jaxcnn.layers.init import initializer
-from jaxcnn.layers.norm import norm
 from jaxcnn.layers.pool import global_avg_pool
 from jaxcnn.types import Array
 
@@ -45,8 +44,7 @@ class CifarResNet(nn.Module):
             raise unknown("shortcut", self.shortcut, ("A", "B", "none"))
         init = initializer(self.kernel_init)
         conv = partial(Conv, use_bias=False, kernel_init=init, dtype=self.dtype)
-        options: dict[str, Any] = {"statistics": self.statistics} if self.norm == "batch" else {}
-        normalise = norm(self.norm, dtype=self.dtype, **options)
+        normalise = family_norm(self.norm, statistics=self.statistics, width=self.width, dtype=self.dtype)
         act = activation(self.act)
         x = act(normalise(name="bn1")(conv(self.width, (3, 3), padding=1, name="conv1")(x), train=train))
         block = partial(BasicBlock, shortcut=self.shortcut, conv=conv, norm=normalise, act=act)

@@ -6,10 +6,9 @@ from typing import Any
 import flax.linen as nn
 
 from jaxcnn.layers.act import activation
-from jaxcnn.layers.blocks import BasicBlock, Stage
+from jaxcnn.layers.blocks import BasicBlock, Stage, family_norm
 from jaxcnn.layers.conv import Conv
 from jaxcnn.layers.init import initializer
-from jaxcnn.layers.norm import norm
 from jaxcnn.layers.pool import global_avg_pool, max_pool
 from jaxcnn.types import Array
 
@@ -35,8 +34,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         conv = partial(Conv, use_bias=False, kernel_init=initializer(self.kernel_init), dtype=self.dtype)
-        options: dict[str, Any] = {"statistics": self.statistics} if self.norm == "batch" else {}
-        normalise = norm(self.norm, dtype=self.dtype, **options)
+        normalise = family_norm(self.norm, statistics=self.statistics, width=self.width, dtype=self.dtype)
         act = activation(self.act)
         x = conv(self.width, (7, 7), strides=2, padding=3, name="conv1")(x)
         x = act(normalise(name="bn1")(x, train=train))

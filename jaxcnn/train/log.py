@@ -28,9 +28,16 @@ class MetricsLog:
             return
         old = path.read_bytes().splitlines(keepends=True)[:keep] if path.exists() else []
         old = [line for line in old if line.endswith(b"\n")]
+        if len(old) < keep:
+            raise InputError(
+                f"{path} has {len(old)} lines, the checkpoint stands on {keep}: restore it, or give another --run name"
+            )
         self.history = _parsed(old, path)
         temporary = path.with_suffix(".partial")
-        temporary.write_bytes(b"".join(old))
+        with open(temporary, "wb") as file:
+            file.write(b"".join(old))
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
         self._file = open(path, "r+b", buffering=0)  # noqa: SIM115 - closed by close()
         self._end = self._file.seek(0, os.SEEK_END)
@@ -113,6 +120,10 @@ class Progress:
             self._bar.console.print(message, highlight=False, markup=False)
         elif not self.quiet:
             print(message, flush=True)
+
+    def warn(self, message: str) -> None:
+        """Said on standard error whatever is quiet."""
+        print(message, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self._bar:

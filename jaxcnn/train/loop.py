@@ -16,7 +16,7 @@ from jaxcnn import metrics as metric_table
 from jaxcnn import parallel
 from jaxcnn.checkpoint import CheckpointError, Checkpoints, Restored
 from jaxcnn.data.loader import TrainFeed, eval_batches, train_feed
-from jaxcnn.errors import InputError, TrainingFailed
+from jaxcnn.errors import InputError, TrainingFailed, unknown
 from jaxcnn.losses import LossFn
 from jaxcnn.metrics import Metric
 from jaxcnn.signals import Stopped, StopRequest, stop_on_signals
@@ -86,10 +86,11 @@ def fit(
 
     `train` is a pair of arrays (n, h, w, c) and (n,), or a function of the step that gives a batch. With a
     `directory` the run logs to `metrics.jsonl`, saves checkpoints there, and a second call goes on from the newest
-    verified one, to the same bits as without the stop. `validation` is evaluated every `eval_every` steps, and the
-    checkpoint with its highest `select_by` is the one that is tested; without it `test` is evaluated then, and
-    selects nothing. `learning_rate` is only logged. `prepare` augments and normalises training batches inside the
-    step, `prepare_eval` normalises evaluation batches.
+    verified one, to the same bits as without the stop; one process at a time, which the command line sees to.
+    `validation` is evaluated every `eval_every` steps, and the checkpoint with the highest `select_by` (the lowest
+    loss) is the one that is tested; without it `test` is evaluated then, and selects nothing. `prepare` augments and
+    normalises training batches inside the step, `prepare_eval` normalises evaluation batches. `learning_rate` is
+    only logged.
 
     Raises `InputError` before compiling, `TrainingFailed` after `max_skipped` consecutive non-finite steps,
     `Stopped` after SIGTERM or Ctrl-C once the state is saved.
@@ -97,10 +98,19 @@ def fit(
     mesh = mesh or parallel.make_mesh()
     if steps < 0:
         raise InputError(f"steps {steps} must not be negative")
-    if steps_per_call > 1 and (parallel_mode == "pmap" or callable(train)):
-        raise InputError("steps_per_call > 1 needs jit and a training set that lives on the device")
+    _check(
+        {"log_every": (log_every, 1), "checkpoint_every": (checkpoint_every, 1), "eval_every": (eval_every, 0)}
+        | {"steps_per_call": (steps_per_call, 1), "accumulate": (accumulate, 1), "max_skipped": (max_skipped, 1)}
+    )
+    if validation is not None and select_by not in ("loss", *metrics):
+        raise unknown("metric to select by", select_by, ["loss", *metrics])
+    if early_stopping and not (validation is not None and eval_every):
+        raise InputError("early stopping needs a validation split and eval_every")
     parallel.check_divisible(batch_size, devices=mesh.size, accumulate=accumulate)
     feed = train if callable(train) else train_feed(*train, batch_size=batch_size, seed=seed, mesh=mesh)
+    resident = isinstance(feed, TrainFeed) and feed.store is not None
+    if steps_per_call > 1 and (parallel_mode == "pmap" or not resident):
+        raise InputError("steps_per_call > 1 needs jit and a training set that lives on the devices; use 1")
     example = _example(feed, batch_size, prepare)
     step = make_train_step(
         module,
@@ -146,6 +156,12 @@ def fit(
             variables=variables,
         )
         return loop.run(directory, keep_latest, keep_best, tensorboard=tensorboard, quiet=quiet)
+
+
+def _check(values: Mapping[str, tuple[int, int]]) -> None:
+    for name, (value, low) in values.items():
+        if value < low:
+            raise InputError(f"{name} {value} must be at least {low}")
 
 
 def _example(feed: Callable[[int], Batch], batch_size: int, prepare: Prepare | None) -> jax.ShapeDtypeStruct:
@@ -312,7 +328,7 @@ class _Loop:
         """Adds the totals of finished calls to the window, in the order of their steps."""
         step = self.at - sum(n for n, _ in self.pending)
         for n, totals in self.pending:
-            totals = jax.device_get(totals)
+            totals = jax.device_get(totals) if n > 1 else totals
             for i in range(n):
                 step += 1
                 one = jax.tree.map(lambda x, i=i: x[i], totals) if n > 1 else totals
@@ -337,7 +353,8 @@ class _Loop:
         if isinstance(self.feed, TrainFeed):
             line["epoch"] = round(self.at * self.batch_size / self.feed.examples, 4)
         if self.learning_rate is not None:
-            line["learning_rate"] = float(np.asarray(self.learning_rate(self.at - 1)))
+            updates = self.at - 1 - int(self.state.counters["skipped"])  # a skipped step is none for the optimiser
+            line["learning_rate"] = float(np.asarray(self.learning_rate(updates)))
         if window.sums["skipped"]:
             line["skipped"] = int(window.sums["skipped"])
         line["images_per_second"] = round(steps * self.batch_size / seconds, 1) if steps else None
@@ -363,7 +380,8 @@ class _Loop:
         self.clock += time.monotonic() - began  # not training time
         if self.validation is None:
             return
-        self.score = float(np.float32(result[self.select_by]))  # as the counters keep it: equal must stay equal
+        sign = -1 if self.select_by == "loss" else 1
+        self.score = sign * float(np.float32(result[self.select_by]))  # as the counters keep it: equal must stay equal
         counters = dict(self.state.counters)
         better = self.score > float(counters["best"])
         if better:
@@ -371,7 +389,7 @@ class _Loop:
             if self.checkpoints is None:
                 self.best_variables = jax.device_get(self.state.variables())
         waited = 0 if better else int(counters["evaluations_without_best"]) + 1
-        new = {"best": np.float32(max(self.score, float(counters["best"])))}
+        new = {"best": np.float32(self.score if better else counters["best"])}
         new["evaluations_without_best"] = np.int32(waited)  # type: ignore[assignment]
         self.state = self.state.replace(  # type: ignore[attr-defined]
             counters=counters | jax.device_put(new, parallel.replicated(self.mesh))
@@ -404,7 +422,7 @@ class _Loop:
             self.checkpoints.save(self.at, self.state, loop=beside, metric=metric)
         except (CheckpointError, OSError) as error:
             self.unsaved = str(error)
-            self.progress.say(f"{error}; training goes on and tries again at the next checkpoint")
+            self.progress.warn(f"{error}; training goes on and tries again at the next checkpoint")
         else:
             self.unsaved, self.saved = None, self.at
         self.clock += time.monotonic() - began  # not training time
@@ -439,7 +457,7 @@ class _Loop:
         try:
             arrays = self.checkpoints.restore(self.best_step, sharding=parallel.replicated(self.mesh)).arrays
         except CheckpointError as error:
-            self.progress.say(f"{error}; testing the last step instead of the best one")
+            self.progress.warn(f"{error}; testing the last step instead of the best one")
             return self.at, fallback
         state = unflatten(jax.eval_shape(lambda: self.state), arrays, what="checkpoint's arrays")
         return self.best_step, state.variables()

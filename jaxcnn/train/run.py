@@ -99,8 +99,9 @@ class RunDirectory:
                     + "\n--accept-environment goes on all the same"
                 )
             self.warnings = refused + warned
-        self.write("environment.json", environment)
-        self.write("config.json", config)
+        if self.read("summary.json") is None:  # what made a finished run stays
+            self.write("environment.json", environment)
+            self.write("config.json", config)
 
     def read(self, name: str) -> Any:
         """A JSON file of the run, or None where there is none."""

@@ -40,10 +40,10 @@ def make_train_step(
     mesh: Mesh | None = None,
     parallel_mode: Literal["jit", "pmap"] = "jit",
 ) -> TrainStep:
-    """`step(state, batch, seed) -> (state, totals)`; the old state's buffers are given up to the new one.
+    """`step(state, batch, seed) -> (state, totals)`; under jit the old state's buffers are given up to the new one.
 
-    `totals` holds (sum, count) of the loss and of every metric over the batch, and `skipped`: a step whose loss
-    or gradient is not finite changes neither params nor optimiser nor collections, only the counters.
+    `totals` holds (sum, count) of the loss and of every metric over the batch, and `skipped`: a step whose loss,
+    gradient or result is not finite changes neither params nor optimiser nor collections, only the counters.
     With `accumulate` n the batch is divided into n micro-batches of every n-th example; each is normalised by
     itself and moves the BatchNorm statistics in turn, and the gradients are averaged.
     """
@@ -104,7 +104,7 @@ def _next_state(
         if ema_decay is None:
             raise InputError("the state has a moving average: give make_train_step its ema_decay")
         average = optim.ema(state.ema, {"params": params, "collections": collections}, ema_decay)
-    ok = _finite((totals["loss"].sum, grads, collections))
+    ok = _finite((totals["loss"].sum, grads, collections, params)) & _stays_finite(state.opt_state, opt_state)
     new = (params, collections, opt_state, average)
     old = (state.params, state.collections, state.opt_state, state.ema)
     params, collections, opt_state, average = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
@@ -155,6 +155,13 @@ def _add(a: PyTree | None, b: PyTree) -> PyTree:
 def _finite(tree: PyTree) -> Array:
     leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
     return jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
+
+
+def _stays_finite(old: PyTree, new: PyTree) -> Array:
+    """Whether nothing finite became infinite or NaN; some optimisers start from an infinite best value."""
+    pairs = zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
+    stays = [(jnp.isfinite(b) | ~jnp.isfinite(a)).all() for a, b in pairs if jnp.issubdtype(b.dtype, jnp.inexact)]
+    return jnp.stack(stays).all() if stays else jnp.bool_(True)
 
 
 def _pmapped(step: Callable, prepare: Prepare, mesh: Mesh) -> Callable:

@@ -12,10 +12,11 @@ import pytest
 from jaxcnn import models, parallel
 from jaxcnn.data.augment import Augmentation, augment
 from jaxcnn.data.loader import gather, train_feed
+from jaxcnn.errors import InputError
 from jaxcnn.layers.dropout import Dropout
 from jaxcnn.layers.norm import BatchNorm
 from jaxcnn.losses import classification
-from jaxcnn.train import create_state, make_eval_step, make_train_step
+from jaxcnn.train import create_state, fit, make_eval_step, make_train_step
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (96, 8, 8, 3), dtype=np.uint8)
@@ -117,7 +118,7 @@ def test_accumulation_moves_statistics_once_for_each_microbatch(float64):
 
 
 def test_statistics_move_in_training_alone():
-    module = models.create("cifar_resnet20", width=4)
+    module = models.create("cifar_resnet20", width=4, depth=8)
     optimizer = optax.sgd(0.1)
     sample = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
     state = create_state(module, optimizer=optimizer, sample=sample)
@@ -176,3 +177,45 @@ def test_label_smoothing_and_soft_labels_reach_the_loss():
         _, totals = make_train_step(module, optimizer=optimizer, loss_fn=loss_fn)(state, data, 0)
         values.append(float(totals["loss"].sum))
     assert values[0] == pytest.approx(values[1], rel=1e-5)
+
+
+def fit_small(**options):
+    arrays = (IMAGES.astype(np.float32) / 255, LABELS)
+    return fit(Small(rate=0.0), arrays, optimizer=optax.sgd(0.05), batch_size=16, quiet=True, **options)
+
+
+def test_several_steps_in_one_call_are_the_same_steps(tmp_path):
+    one = fit_small(steps=11, log_every=4, test=(IMAGES.astype(np.float32) / 255, LABELS))
+    fit_small(steps=8, log_every=4, checkpoint_every=8, directory=tmp_path, steps_per_call=4)
+    four = fit_small(steps=11, log_every=4, checkpoint_every=8, directory=tmp_path, steps_per_call=4)
+    assert [line["step"] for line in four.history] == [4, 8, 11]
+    for a, b in zip(one.history, four.history, strict=False):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
+    jax.tree.map(close, jax.device_get(one.state.params), jax.device_get(four.state.params))
+
+
+def test_an_update_that_overflows_is_skipped_whole():
+    module, optimizer = Small(rate=0.0, normalise=False), optax.sgd(3e38)
+    state = create_state(module, optimizer=optimizer, sample=jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32))
+    before = jax.device_get(state.params)
+    batch = {"image": 100 * IMAGES[:16].astype(np.float32), "label": LABELS[:16]}
+    state, totals = make_train_step(module, optimizer=optimizer)(state, batch, 0)
+    assert float(totals["skipped"].sum) == 1
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state.params))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"log_every": 0}, "log_every 0"),
+        ({"checkpoint_every": 0}, "checkpoint_every 0"),
+        ({"early_stopping": 2}, "validation"),
+        ({"select_by": "acuracy", "validation": (IMAGES, LABELS)}, "did you mean 'accuracy'"),
+        ({"steps_per_call": 2, "parallel_mode": "pmap"}, "steps_per_call"),
+        ({"batch_size": 97}, "97"),
+    ],
+)
+def test_fit_refuses_what_cannot_work_before_compiling(options, message):
+    with pytest.raises(InputError, match=message):
+        fit(Small(), (IMAGES, LABELS), optimizer=optax.sgd(0.1), **{"steps": 2, "batch_size": 16, **options})
