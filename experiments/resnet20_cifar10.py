@@ -5,10 +5,11 @@
 
 Claim     8.75 % test error (table 6), with all 50,000 training images and the test split read once at the end
 Paper     SGD, momentum 0.9, weight decay 1e-4, batch 128, rate 0.1 divided by 10 at 32,000 and 48,000 of 64,000
-          iterations, per-pixel mean subtracted, crop after padding by 4, mirroring
+          iterations, per-pixel mean subtracted, crop after padding by 4 zeros, mirroring; weight decay on
+          kernels alone, where the paper does not say
 Laptop    the same network and augmentation, one cycle of SGD with Nesterov momentum, weight decay 5e-4
 Expected  at most 8.75 % error with --full, mean of 3 seeds; at least 80 % accuracy after 5 epochs
-Measured  see the table in README.md
+Measured  5 epochs: 84.39 % (1 seed), under 17 minutes on 2 CPU cores; --full: not yet, needs a GPU
 """
 
 from jaxcnn.cli import run_experiment
