@@ -143,3 +143,10 @@ def test_padding_repeats_a_real_example_and_counts_for_nothing(n, batch_size, de
 def test_gather_leaves_other_batches_as_they_are():
     batch = {"image": IMAGES, "label": LABELS}
     assert gather(batch) is batch
+
+
+def test_images_that_are_not_finite_are_named():
+    images = np.zeros((8, 2, 2, 1), np.float32)
+    images[5, 1, 0, 0] = np.inf
+    with pytest.raises(InputError, match="training data: image 5 holds inf"):
+        train_feed(images, np.zeros(8, np.int32), batch_size=4, seed=0, mesh=parallel.make_mesh())

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,10 +54,11 @@ def finished(process: subprocess.Popen, directory: Path) -> tuple:
     return summary, without_timings(run / "metrics.jsonl")
 
 
-def signalled(process: subprocess.Popen, signum: int, *, line: int) -> int:
-    """Sends the signal once so many lines were printed; the exit status."""
+def signalled(process: subprocess.Popen, signum: int, *, line: int, delay: float = 0.0) -> int:
+    """Sends the signal once so many lines were printed and so many seconds have passed; the exit status."""
     for _ in range(line):
         process.stdout.readline()
+    time.sleep(delay)
     process.send_signal(signum)
     process.communicate(timeout=300)
     return process.returncode
@@ -87,7 +89,8 @@ def test_ten_signals_at_random_moments(start, tmp_path, process_cache, signum):
     for _ in range(10):
         # Two lines come before compilation, then one when a run goes on, and one every ten steps.
         line = rng.randint(1, 8)
-        assert signalled(start(tmp_path / "a", SLOW), signum, line=line) == (143 if signum == signal.SIGTERM else -9)
+        status = signalled(start(tmp_path / "a", SLOW), signum, line=line, delay=rng.uniform(0, 0.3))
+        assert status == (143 if signum == signal.SIGTERM else -9)
     expected = finished(start(tmp_path / "b", SLOW), tmp_path / "b")
     compiled = set(process_cache.glob("jit_whole*-cache"))
     assert compiled

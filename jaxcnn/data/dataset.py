@@ -72,10 +72,11 @@ def _check_split(dataset: Dataset, part: str, split: Split) -> None:
         index = int(outside[0])
         raise InputError(f"{where}: label {labels[index]} of example {index} is outside 0..{len(dataset.classes) - 1}")
     if images.dtype != np.uint8:
-        _check_finite(where, images)
+        check_finite(where, images)
 
 
-def _check_finite(where: str, images: np.ndarray) -> None:
+def check_finite(where: str, images: np.ndarray) -> None:
+    """`InputError` naming the first image that holds NaN or an infinity."""
     for index, image in enumerate(images):
         finite = np.isfinite(image)
         if not finite.all():

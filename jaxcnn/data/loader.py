@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxcnn import parallel
 from jaxcnn.data import order
+from jaxcnn.data.dataset import check_finite
 from jaxcnn.errors import InputError
 from jaxcnn.types import DATA_AXIS, Batch
 
@@ -70,8 +71,10 @@ def train_feed(
     mesh: Mesh,
     resident: bool | None = None,
 ) -> TrainFeed:
-    """A feed over (n, h, w, c) images; `resident` None decides by size. `InputError` if n < batch_size."""
+    """A feed over (n, h, w, c) images; `resident` None decides by size. `InputError` if n < batch_size, or for NaN."""
     check_batch_size(batch_size, examples=len(labels))
+    if np.issubdtype(images.dtype, np.floating):
+        check_finite("training data", images)
     if resident is None:
         resident = images.nbytes <= RESIDENT_BYTES
     store = None
