@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from jaxcnn.errors import InputError
+from jaxcnn.files import write_json
 from jaxcnn.tree import flatten, state_sha256
 
 FORMAT = 1
@@ -207,12 +208,7 @@ def _write_manifest(path: Path, *, step: int, arrays: Mapping[str, Any], metric:
     manifest["manifest_sha256"] = _json_sha256(manifest)
     for file in files:  # the manifest vouches for them: they must be on the disk before it is
         _fsync(file)
-    temporary = path / f"{MANIFEST}.partial"
-    with open(temporary, "w") as f:
-        json.dump(manifest, f, indent=1)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path / MANIFEST)
+    write_json(path / MANIFEST, manifest)
     _fsync(path)
     _fsync(path.parent)
 

@@ -16,8 +16,9 @@ from jaxcnn.config import Experiment
 from jaxcnn.data.loader import eval_batches
 from jaxcnn.data.preprocess import Preprocessing
 from jaxcnn.errors import InputError
+from jaxcnn.files import write_json
 from jaxcnn.train.loop import FitResult
-from jaxcnn.train.run import RunDirectory, read_json, write_json
+from jaxcnn.train.run import RunDirectory, read_json
 from jaxcnn.tree import state_sha256
 from jaxcnn.types import PyTree
 

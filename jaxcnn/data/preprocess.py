@@ -1,6 +1,5 @@
 """Preprocessing fitted on the training split, stored with the run and applied again ever after."""
 
-import os
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcnn.errors import InputError, unknown
+from jaxcnn.files import replacing
 from jaxcnn.types import Array, ArrayLike
 
 CHUNK_BYTES = 1 << 25
@@ -58,17 +58,9 @@ class Preprocessing:
 
     def save(self, path: Path | str) -> None:
         """Write an npz file, whole or not at all."""
-        path = Path(path)
-        partial_path = path.with_name(path.name + ".partial")
         content: dict[str, Any] = {"kind": np.array(self.kind), **self.arrays}
-        try:
-            with open(partial_path, "wb") as file:
-                np.savez(file, **content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial_path, path)
-        finally:
-            partial_path.unlink(missing_ok=True)
+        with replacing(Path(path)) as file:
+            np.savez(file, **content)
 
 
 def load(path: Path | str) -> Preprocessing:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxcnn.errors import InputError
+from jaxcnn.files import replacing
 
 TIMINGS = ("seconds", "images_per_second")
 """Fields of a line that differ between two runs of the same configuration."""
@@ -33,12 +34,8 @@ class MetricsLog:
                 f"{path} has {len(old)} lines, the checkpoint stands on {keep}: restore it, or give another --run name"
             )
         self.history = _parsed(old, path)
-        temporary = path.with_suffix(".partial")
-        with open(temporary, "wb") as file:
+        with replacing(path) as file:
             file.write(b"".join(old))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
         self._file = open(path, "r+b", buffering=0)  # noqa: SIM115 - closed by close()
         self._end = self._file.seek(0, os.SEEK_END)
 

@@ -15,12 +15,12 @@ from jax.sharding import Mesh
 from jaxcnn import metrics as metric_table
 from jaxcnn import parallel
 from jaxcnn.checkpoint import CheckpointError, Checkpoints, Restored
-from jaxcnn.data.loader import TrainFeed, eval_batches, train_feed
+from jaxcnn.data.loader import TrainFeed, eval_batches, gather, train_feed
 from jaxcnn.errors import InputError, TrainingFailed, unknown
 from jaxcnn.losses import LossFn
 from jaxcnn.metrics import Metric
 from jaxcnn.signals import Stopped, StopRequest, stop_on_signals
-from jaxcnn.train import log
+from jaxcnn.train import log, rng
 from jaxcnn.train.state import TrainState, create_state
 from jaxcnn.train.step import CLASSIFY, Prepare, Totals, TrainStep, make_eval_step, make_train_step, scan_steps
 from jaxcnn.tree import unflatten
@@ -111,7 +111,7 @@ def fit(
     resident = isinstance(feed, TrainFeed) and feed.store is not None
     if steps_per_call > 1 and (parallel_mode == "pmap" or not resident):
         raise InputError("steps_per_call > 1 needs jit and a training set that lives on the devices; use 1")
-    example = _example(feed, batch_size, prepare)
+    example = _example(feed, prepare)
     step = make_train_step(
         module,
         optimizer=optimizer,
@@ -164,11 +164,8 @@ def _check(values: Mapping[str, tuple[int, int]]) -> None:
             raise InputError(f"{name} {value} must be at least {low}")
 
 
-def _example(feed: Callable[[int], Batch], batch_size: int, prepare: Prepare | None) -> jax.ShapeDtypeStruct:
+def _example(feed: Callable[[int], Batch], prepare: Prepare | None) -> jax.ShapeDtypeStruct:
     """Shape and type of the model's input, one example, without running anything."""
-    from jaxcnn.data.loader import gather
-    from jaxcnn.train import rng
-
     ready = prepare or (lambda batch, key: gather(batch))
     image = jax.eval_shape(lambda batch: ready(batch, rng.stream(0, "augment")), feed(0))["image"]
     return jax.ShapeDtypeStruct((1, *image.shape[1:]), image.dtype)

@@ -17,6 +17,7 @@ import jax
 
 from jaxcnn.config import differences
 from jaxcnn.errors import InputError
+from jaxcnn.files import write_json
 
 REFUSED = ("versions", "xla_flags", "device_kind", "data")
 """Fields of `environment.json` on which the bits of a run depend: resuming under others is refused."""
@@ -152,21 +153,6 @@ def read_json(path: Path) -> Any:
         return None
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON ({error}): restore it, or give another --run name") from None
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f"{path.name}.partial")
-    try:
-        with open(temporary, "w") as f:
-            json.dump(values, f, indent=1)
-            f.write("\n")
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def environment(*, data: Mapping[str, str]) -> dict[str, Any]:
