@@ -3,9 +3,10 @@
 from jaxcnn.layers.act import ACTIVATIONS, Activation, activation, maxout, scaled_tanh
 from jaxcnn.layers.axis import data_axis_bound, global_index
 from jaxcnn.layers.blocks import BasicBlock, Stage, pad_shortcut
-from jaxcnn.layers.conv import Conv, as_written, conv, output_size
+from jaxcnn.layers.conv import Conv, conv
 from jaxcnn.layers.dropout import Dropout
 from jaxcnn.layers.init import INITIALIZERS, Fans, fans, initializer
+from jaxcnn.layers.named import Lambda, located
 from jaxcnn.layers.norm import (
     NORMS,
     BatchNorm,
@@ -16,7 +17,8 @@ from jaxcnn.layers.norm import (
     Norm,
     norm,
 )
-from jaxcnn.layers.pool import Padding, avg_pool, global_avg_pool, max_pool
+from jaxcnn.layers.pool import avg_pool, global_avg_pool, max_pool
+from jaxcnn.layers.window import Padding, as_written, output_size
 
 __all__ = [
     "ACTIVATIONS",
@@ -31,6 +33,7 @@ __all__ = [
     "GroupNorm",
     "Identity",
     "InstanceNorm",
+    "Lambda",
     "LayerNorm",
     "Norm",
     "Padding",
@@ -44,6 +47,7 @@ __all__ = [
     "global_avg_pool",
     "global_index",
     "initializer",
+    "located",
     "max_pool",
     "maxout",
     "norm",

@@ -3,55 +3,23 @@
 As everywhere in deep learning this is cross-correlation: the kernel is not flipped.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from contextvars import ContextVar
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.nn.initializers import Initializer
 
 from jaxcnn.errors import InputError
+from jaxcnn.layers.named import located
+from jaxcnn.layers.window import Padding, Pairs, output_size, pairs, per_axis, traced_as_written
 from jaxcnn.types import Array
-
-Padding = int | Sequence[int] | Sequence[tuple[int, int]] | Literal["VALID", "SAME"]
-
-_Pairs = tuple[tuple[int, int], ...]
 
 _NARROW = 8
 """Convolutions from or to at most so many channels are folded on CPU, up to `_FOLDED` channels of output."""
 _FOLDED = 32
-
-_fold_allowed: ContextVar[bool] = ContextVar("fold_allowed", default=True)
-
-
-@contextlib.contextmanager
-def as_written() -> Iterator[None]:
-    """Inside, `conv` is traced as the one convolution that it is, never folded (see `_fold`).
-
-    For whoever reads the jaxpr (operation counts, receptive fields) or follows NaNs through a network. Holds
-    for what is traced inside: a function that was jitted and called before keeps its trace.
-    """
-    token = _fold_allowed.set(False)
-    try:
-        yield
-    finally:
-        _fold_allowed.reset(token)
-
-
-def output_size(
-    size: int, *, kernel: int, stride: int = 1, padding: int | tuple[int, int] = 0, dilation: int = 1
-) -> int:
-    """floor((size + low + high - dilation (kernel - 1) - 1) / stride) + 1, for one axis.
-
-    `padding` is the zeros on both sides, or (low, high). At most 0 where the kernel is larger than the input.
-    """
-    low, high = (padding, padding) if isinstance(padding, int) else padding
-    return (size + low + high - dilation * (kernel - 1) - 1) // stride + 1
 
 
 def conv(
@@ -90,7 +58,7 @@ def conv(
             f"the input {x.shape} has {x.shape[-1]}: images are (b, h, w, c)"
         )
     window = kernel.shape[:rank]
-    steps, holes = _per_axis("strides", strides, rank), _per_axis("dilation", dilation, rank)
+    steps, holes = per_axis("convolution strides", strides, rank), per_axis("convolution dilation", dilation, rank)
     pads = _pairs(padding, window, steps, holes)
     _check_sizes(x.shape[1:-1], window, steps, pads, holes)
     if _fold_pays(kernel.shape, steps, holes, groups):
@@ -102,14 +70,15 @@ class Conv(nn.Module):
     """`conv` with parameters `kernel` (*kernel_size, c / groups, features) and `bias` (features,).
 
     `kernel_init` defaults to the untruncated normal of variance 2 / fan-in (He et al. 2015). `dtype` is what is
-    computed in and returned (None: the input's), `param_dtype` the parameters'.
+    computed in and returned (None: the input's), `param_dtype` the parameters'. An integer `kernel_size` is meant
+    for every spatial axis of the input: 1-D, 2-D and 3-D convolutions are this one layer.
 
     Raises:
-        InputError: as `conv`; an input that is not floating-point.
+        InputError: as `conv`, with the layer's path in front; an input that is not floating-point.
     """
 
     features: int
-    kernel_size: Sequence[int]
+    kernel_size: int | Sequence[int]
     strides: int | Sequence[int] = 1
     padding: Padding = "SAME"
     dilation: int | Sequence[int] = 1
@@ -123,13 +92,23 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """(b, *spatial, c) -> (b, *spatial', features)."""
+        with located(self):
+            y = self._convolve(x)
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype).astype(y.dtype)
+            y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+        return y
+
+    def _convolve(self, x: Array) -> Array:
         dtype = jnp.dtype(self.dtype or x.dtype)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise InputError(f"convolution: input of {dtype}: convert it to floating point first")
         _check_groups(x.shape[-1], self.features, self.groups)
-        shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
+        window = self.kernel_size
+        window = (window,) * (x.ndim - 2) if isinstance(window, int) else tuple(window)
+        shape = (*window, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        y = conv(
+        return conv(
             x.astype(dtype),
             kernel.astype(dtype),
             strides=self.strides,
@@ -137,40 +116,18 @@ class Conv(nn.Module):
             dilation=self.dilation,
             groups=self.groups,
         )
-        if self.use_bias:
-            bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype).astype(dtype)
-            y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
-        return y
 
 
-def _per_axis(name: str, value: int | Sequence[int], rank: int) -> tuple[int, ...]:
-    values = (value,) * rank if isinstance(value, int) else tuple(value)
-    if len(values) != rank or min(values) < 1:
-        raise InputError(f"convolution {name} {value!r}: expected a positive integer or {rank} of them")
-    return values
-
-
-def _pairs(padding: Padding, window: tuple[int, ...], steps: tuple[int, ...], holes: tuple[int, ...]) -> _Pairs:
-    rank = len(window)
-    if padding == "VALID":
-        return ((0, 0),) * rank
-    if padding == "SAME":
-        if max(steps) > 1:
-            raise InputError(
-                f"convolution padding 'SAME' with strides {steps}: its zeros are uneven and not those that published "
-                "weights were trained with; give the padding, such as padding=1 for a window of 3"
-            )
-        totals = (d * (k - 1) for k, d in zip(window, holes, strict=True))
-        return tuple((total // 2, total - total // 2) for total in totals)
-    values = (padding,) * rank if isinstance(padding, int) else padding
-    pairs = [np.ravel(v).tolist() * (2 if np.ndim(v) == 0 else 1) for v in values]
-    whole = all(type(v) is int and v >= 0 for pair in pairs for v in pair)
-    if isinstance(padding, str) or len(pairs) != rank or any(len(pair) != 2 for pair in pairs) or not whole:
+def _pairs(padding: Padding, window: tuple[int, ...], steps: tuple[int, ...], holes: tuple[int, ...]) -> Pairs:
+    if padding != "SAME":
+        return pairs("convolution padding", padding, len(window))
+    if max(steps) > 1:
         raise InputError(
-            f"convolution padding {padding!r}: expected 'VALID', 'SAME', an integer of at least 0, "
-            f"or {rank} such integers or pairs (before, after)"
+            f"convolution padding 'SAME' with strides {steps}: its zeros are uneven and not those that published "
+            "weights were trained with; give the padding, such as padding=1 for a window of 3"
         )
-    return tuple((low, high) for low, high in pairs)
+    totals = (d * (k - 1) for k, d in zip(window, holes, strict=True))
+    return tuple((total // 2, total - total // 2) for total in totals)
 
 
 def _check_groups(channels: int, features: int, groups: int) -> None:
@@ -181,7 +138,7 @@ def _check_groups(channels: int, features: int, groups: int) -> None:
 
 
 def _check_sizes(
-    sizes: tuple[int, ...], window: tuple[int, ...], steps: tuple[int, ...], pads: _Pairs, holes: tuple[int, ...]
+    sizes: tuple[int, ...], window: tuple[int, ...], steps: tuple[int, ...], pads: Pairs, holes: tuple[int, ...]
 ) -> None:
     for size, k, s, pad, d in zip(sizes, window, steps, pads, holes, strict=True):
         if output_size(size, kernel=k, stride=s, padding=pad, dilation=d) < 1:
@@ -192,7 +149,7 @@ def _check_sizes(
 
 
 def _correlate(
-    x: Array, kernel: Array, steps: tuple[int, ...], pads: _Pairs, holes: tuple[int, ...], groups: int
+    x: Array, kernel: Array, steps: tuple[int, ...], pads: Pairs, holes: tuple[int, ...], groups: int
 ) -> Array:
     last = x.ndim - 1
     spatial = range(1, last)
@@ -206,10 +163,10 @@ def _fold_pays(shape: tuple[int, ...], steps: tuple[int, ...], holes: tuple[int,
     plain = len(shape) == 4 and max(*steps, *holes, groups) == 1
     channels, features = shape[-2:]
     narrow = min(channels, features) <= _NARROW and features <= _FOLDED // 2 and shape[1] > 1
-    return plain and narrow and _fold_allowed.get() and jax.default_backend() == "cpu"
+    return plain and narrow and not traced_as_written() and jax.default_backend() == "cpu"
 
 
-def _fold(x: Array, kernel: Array, pads: _Pairs) -> Array:
+def _fold(x: Array, kernel: Array, pads: Pairs) -> Array:
     """The same convolution, with `n` neighbouring outputs of a row computed as n * features channels.
 
     The CPU library multiplies matrices with one row per output and one column per channel, so that a few

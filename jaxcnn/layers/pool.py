@@ -4,16 +4,15 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from jaxcnn.errors import InputError
+from jaxcnn.layers.window import Padding, pairs, per_axis, traced_as_written
 from jaxcnn.types import Array
-
-Padding = int | Sequence[tuple[int, int]] | Literal["VALID"]
 
 FOLD_LIMIT = 9
 """Maxima over at most so many elements are folded one by one; larger windows go to `reduce_window`.
@@ -34,23 +33,6 @@ class _Axis(NamedTuple):
     out: int
 
 
-def _per_axis(name: str, value: int | Sequence[int], rank: int) -> tuple[int, ...]:
-    values = (value,) * rank if isinstance(value, int) else tuple(value)
-    if len(values) != rank or min(values) < 1:
-        raise InputError(f"pooling {name} {value!r}: expected a positive integer or {rank} of them")
-    return values
-
-
-def _pairs(padding: Padding, rank: int) -> tuple[tuple[int, int], ...]:
-    if padding == "VALID":
-        return ((0, 0),) * rank
-    if isinstance(padding, int):
-        return ((padding, padding),) * rank
-    if isinstance(padding, str) or len(padding) != rank or any(np.shape(pair) != (2,) for pair in padding):
-        raise InputError(f"pooling padding {padding!r}: expected 'VALID', an integer, or {rank} pairs (before, after)")
-    return tuple((low, high) for low, high in padding)
-
-
 def _axes(
     x: Array,
     window: int | Sequence[int],
@@ -61,10 +43,11 @@ def _axes(
     if x.ndim < 3:
         raise InputError(f"pooling needs (b, *spatial, c), got shape {x.shape}")
     rank = x.ndim - 2
-    windows = _per_axis("window", window, rank)
-    steps = windows if strides is None else _per_axis("strides", strides, rank)
+    windows = per_axis("pooling window", window, rank)
+    steps = windows if strides is None else per_axis("pooling strides", strides, rank)
+    pads = pairs("pooling padding", padding, rank)
     axes = []
-    for size, k, s, (low, high) in zip(x.shape[1:-1], windows, steps, _pairs(padding, rank), strict=True):
+    for size, k, s, (low, high) in zip(x.shape[1:-1], windows, steps, pads, strict=True):
         if not (0 <= low < k and 0 <= high < k):
             raise InputError(f"pooling padding {(low, high)} must be at least 0 and less than the window {k}")
         spare = size + low + high - k
@@ -145,7 +128,7 @@ def max_pool(
         InputError: window or stride below 1, padding not in [0, window), a window larger than the axis.
     """
     axes = _axes(x, window, strides, padding, ceil_mode)
-    if math.prod(axis.window for axis in axes) <= FOLD_LIMIT:
+    if math.prod(axis.window for axis in axes) <= FOLD_LIMIT and not traced_as_written():
         return _fold_max(x, axes)
     return _reduce_window(x, axes, -jnp.inf, lax.max)
 

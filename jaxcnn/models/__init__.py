@@ -1,41 +1,23 @@
 """Every architecture by name: one explicit table, and `create`."""
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import flax.linen as nn
 
 from jaxcnn.errors import InputError, unknown
-from jaxcnn.models.cifar_resnet import DEPTHS, CifarResNet
-from jaxcnn.models.lenet import LeNet5, LeNet5Of1998
-from jaxcnn.models.resnet import ResNet
-from jaxcnn.models.simple import MLP, Linear
+from jaxcnn.models import cifar_resnet, lenet, resnet, simple
+from jaxcnn.models.table import Entry
 
-
-@dataclass(frozen=True)
-class Entry:
-    """A row of the table: the module and the fields that make the variant, its usual input (h, w, c), its source."""
-
-    module: type[nn.Module]
-    input: tuple[int, int, int]
-    paper: str
-    fields: Mapping[str, Any] = field(default_factory=dict)
-
-
-_LECUN = "LeCun et al. 1998"
-_HE = "He et al. 2016"
-
-MODELS: dict[str, Entry] = {
-    "linear": Entry(Linear, (28, 28, 1), "textbook"),
-    "mlp": Entry(MLP, (28, 28, 1), "textbook"),
-    "lenet5": Entry(LeNet5, (28, 28, 1), _LECUN),
-    "lenet5_1998": Entry(LeNet5Of1998, (28, 28, 1), _LECUN),
-    **{f"cifar_plain{d}": Entry(CifarResNet, (32, 32, 3), _HE, {"depth": d, "shortcut": "none"}) for d in DEPTHS},
-    **{f"cifar_resnet{d}": Entry(CifarResNet, (32, 32, 3), _HE, {"depth": d}) for d in DEPTHS},
-    "resnet18": Entry(ResNet, (224, 224, 3), _HE, {"blocks": (2, 2, 2, 2)}),
+FAMILIES: dict[str, dict[str, Entry]] = {
+    "simple": simple.VARIANTS,
+    "lenet": lenet.VARIANTS,
+    "cifar_resnet": cifar_resnet.VARIANTS,
+    "resnet": resnet.VARIANTS,
 }
+"""Each family is one file and one line here; its variants are a table at the end of that file."""
+
+MODELS: dict[str, Entry] = {name: entry for variants in FAMILIES.values() for name, entry in variants.items()}
 
 
 def create(name: str, *, num_classes: int | None = None, **overrides: Any) -> nn.Module:

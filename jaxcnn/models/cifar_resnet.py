@@ -15,6 +15,7 @@ from jaxcnn.layers.blocks import BasicBlock, Stage, family_norm
 from jaxcnn.layers.conv import Conv
 from jaxcnn.layers.init import initializer
 from jaxcnn.layers.pool import global_avg_pool
+from jaxcnn.models.table import Entry
 from jaxcnn.types import Array
 
 DEPTHS = (20, 32, 44, 56, 110)
@@ -53,3 +54,11 @@ class CifarResNet(nn.Module):
             x = stage(x, train=train)
         x = global_avg_pool(x)
         return nn.Dense(self.num_classes, kernel_init=init, dtype=self.dtype, name="fc")(x)
+
+
+_PAPER = "He et al. 2016"
+
+VARIANTS = {
+    **{f"cifar_plain{d}": Entry(CifarResNet, (32, 32, 3), _PAPER, {"depth": d, "shortcut": "none"}) for d in DEPTHS},
+    **{f"cifar_resnet{d}": Entry(CifarResNet, (32, 32, 3), _PAPER, {"depth": d}) for d in DEPTHS},
+}

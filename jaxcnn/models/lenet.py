@@ -14,6 +14,7 @@ from jaxcnn.layers.act import activation, scaled_tanh
 from jaxcnn.layers.conv import Conv, conv
 from jaxcnn.layers.init import initializer
 from jaxcnn.layers.pool import avg_pool, max_pool
+from jaxcnn.models.table import Entry
 from jaxcnn.types import Array
 
 
@@ -160,3 +161,9 @@ class LeNet5Of1998(nn.Module):
         x = scaled_tanh(dense(84, name="f6")(x))
         targets = jnp.asarray(_targets(), x.dtype)
         return -jnp.square(x[:, :, None] - targets[None]).sum(1)
+
+
+VARIANTS = {
+    "lenet5": Entry(LeNet5, (28, 28, 1), "LeCun et al. 1998"),
+    "lenet5_1998": Entry(LeNet5Of1998, (28, 28, 1), "LeCun et al. 1998"),
+}

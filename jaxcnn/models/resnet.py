@@ -10,6 +10,7 @@ from jaxcnn.layers.blocks import BasicBlock, Stage, family_norm
 from jaxcnn.layers.conv import Conv
 from jaxcnn.layers.init import initializer
 from jaxcnn.layers.pool import global_avg_pool, max_pool
+from jaxcnn.models.table import Entry
 from jaxcnn.types import Array
 
 
@@ -45,3 +46,6 @@ class ResNet(nn.Module):
             x = stage(x, train=train)
         x = global_avg_pool(x)
         return nn.Dense(self.num_classes, kernel_init=initializer("lecun_normal"), dtype=self.dtype, name="fc")(x)
+
+
+VARIANTS = {"resnet18": Entry(ResNet, (224, 224, 3), "He et al. 2016", {"blocks": (2, 2, 2, 2)})}

@@ -6,6 +6,7 @@ import flax.linen as nn
 
 from jaxcnn.layers.act import activation
 from jaxcnn.layers.init import initializer
+from jaxcnn.models.table import Entry
 from jaxcnn.types import Array
 
 
@@ -43,3 +44,9 @@ class MLP(nn.Module):
             x = nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name=f"dense{i + 1}")(x)
             x = activation(self.act)(x)
         return nn.Dense(self.num_classes, kernel_init=init, dtype=self.dtype, name=f"dense{self.depth + 1}")(x)
+
+
+VARIANTS = {
+    "linear": Entry(Linear, (28, 28, 1), "textbook"),
+    "mlp": Entry(MLP, (28, 28, 1), "textbook"),
+}

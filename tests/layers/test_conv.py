@@ -12,7 +12,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy.signal import correlate
 
 from jaxcnn.errors import InputError
-from jaxcnn.layers.conv import Conv, as_written, conv, output_size
+from jaxcnn.layers.conv import Conv, conv
+from jaxcnn.layers.window import as_written, output_size
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
