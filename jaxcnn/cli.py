@@ -5,7 +5,6 @@ Nothing heavy is imported here: a mistyped flag is answered at once, and a signa
 
 import contextlib
 import dataclasses
-import importlib.util
 import os
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import tyro
 from jaxcnn import config
 from jaxcnn.config import Experiment
 from jaxcnn.errors import InputError, TrainingFailed, unknown
+from jaxcnn.files import load_file
 from jaxcnn.signals import Stopped, StopRequest, stop_on_signals
 
 
@@ -56,6 +56,7 @@ COMMANDS = {
     "eval": "count the right answers of a finished run: jaxcnn eval RUN [--json]",
     "predict": "name what is on pictures: jaxcnn predict RUN IMAGE...",
     "list": "show the models: jaxcnn list [--json]",
+    "summary": "explain a network layer by layer: jaxcnn summary MODEL [--input H W C] [--json]",
     "data": "download a data set: jaxcnn data fetch NAME",
 }
 
@@ -105,17 +106,11 @@ def _dispatch(command: str, args: list[str]) -> int:
 
 def _experiment_of(path: Path) -> tuple[Experiment, Experiment | None]:
     """The `experiment` that an experiment file defines, and its `full` one or None."""
-    if not path.is_file():
-        raise InputError(f"experiment file {path} does not exist")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = getattr(module, "experiment", None)
+    names = load_file(path)
+    found = names.get("experiment")
     if not isinstance(found, Experiment):
         raise InputError(f"{path} defines no `experiment = Experiment(...)`")
-    return found, getattr(module, "full", None)
+    return found, names.get("full")
 
 
 def parse(experiment: Experiment, args: Sequence[str]) -> tuple[Launch, Experiment]:

@@ -1,4 +1,4 @@
-"""The commands beside `train`: eval, predict, list, data."""
+"""The commands beside `train`: eval, predict, list, summary, data."""
 
 import dataclasses
 import json
@@ -13,6 +13,7 @@ import tyro
 from jaxcnn import config
 from jaxcnn.config import Experiment
 from jaxcnn.errors import InputError, unknown
+from jaxcnn.files import load_file
 
 
 @dataclass(frozen=True)
@@ -155,26 +156,20 @@ def _load(run: Path) -> _Loaded:
 
 
 def list_command(args: Sequence[str]) -> int:
-    """`jaxcnn list [--json]`: the models, their parameters at their usual input, their source."""
+    """`jaxcnn list [--json]`: the models by family, with parameters and MACs at their usual input, and their source."""
 
     @dataclass(frozen=True)
     class List:
         json: bool = False
 
     flags = tyro.cli(List, args=list(args), prog="jaxcnn list", description="Shows the models.")
-    import numpy as np
-
-    from jaxcnn import build
-    from jaxcnn.models import MODELS, create
+    from jaxcnn.models import FAMILIES
+    from jaxcnn.analysis.counts import counts
 
     rows = [
-        {
-            "name": name,
-            "parameters": build.check_model(create(name), np.zeros((1, *entry.input))),
-            "input": list(entry.input),
-            "paper": entry.paper,
-        }
-        for name, entry in MODELS.items()
+        {"name": name, "family": family, **counts(name), "input": list(entry.input), "paper": entry.paper}
+        for family, variants in FAMILIES.items()
+        for name, entry in variants.items()
     ]
     if flags.json:
         print(json.dumps(rows))
@@ -182,11 +177,72 @@ def list_command(args: Sequence[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("name", "parameters", "input", "paper")
+    table = Table("name", "family", "parameters", "MACs (M)", "input", "paper")
     for row in rows:
-        table.add_row(row["name"], f"{row['parameters']:,}", "x".join(map(str, row["input"])), row["paper"])
-    Console().print(table)
+        size = "x".join(map(str, row["input"]))
+        table.add_row(
+            row["name"], row["family"], f"{row['parameters']:,}", f"{row['macs'] / 1e6:,.1f}", size, row["paper"]
+        )
+    _console(Console).print(table)
     return 0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Explains a network layer by layer, without running it: output, parameters, MACs, FLOPs, activation memory,
+    receptive field and stride, for one image in evaluation. FLOPs are 2 per MAC and 1 per element for the rest; taps on
+    padding count, which XLA's own count leaves out."""
+
+    model: tyro.conf.Positional[str]
+    """A name of `jaxcnn list`, or FILE.py:NAME for a Flax module (a class or an instance) of your own."""
+    input: tuple[int, ...] = ()
+    """Height, width and channels of an image; by default the model's usual ones."""
+    num_classes: int | None = None
+    overrides: config.Options = dataclasses.field(default_factory=dict)
+    """Fields of the model: --overrides width 32 norm none"""
+    json: bool = False
+
+
+def summary_command(args: Sequence[str]) -> int:
+    flags = tyro.cli(Summary, args=list(args), prog="jaxcnn summary")
+    from jaxcnn.analysis import summary, table
+    from jaxcnn.models import MODELS, create
+
+    if ":" in flags.model:
+        if flags.overrides or flags.num_classes is not None:
+            raise InputError("--overrides and --num-classes belong to models of `jaxcnn list`: set them in your file")
+        if not flags.input:
+            raise InputError(f"{flags.model}: give the size of an image, such as --input 224 224 3")
+        net, size = _own_module(flags.model), flags.input
+    else:
+        net = create(flags.model, num_classes=flags.num_classes, **flags.overrides)
+        size = flags.input or MODELS[flags.model].input
+    found = summary(net, input=size)
+    if flags.json:
+        print(json.dumps(found.to_json()))
+        return 0
+    from rich.console import Console
+
+    _console(Console).print(table(found))
+    return 0
+
+
+def _own_module(place: str) -> Any:
+    path, name = place.rsplit(":", 1)
+    found = load_file(Path(path)).get(name)
+    if found is None:
+        raise InputError(f"{path} defines no {name}")
+    import flax.linen as nn
+
+    net = found() if isinstance(found, type) and issubclass(found, nn.Module) else found
+    if not isinstance(net, nn.Module):
+        raise InputError(f"{place} is a {type(net).__name__}: expected a flax.linen.Module, the class or an instance")
+    return net
+
+
+def _console(kind: Any) -> Any:
+    """As wide as the table where nobody looks at a terminal."""
+    return kind() if sys.stdout.isatty() else kind(width=200)
 
 
 def data_command(args: Sequence[str]) -> int:

@@ -1,11 +1,15 @@
-"""Files that are written whole or not at all."""
+"""Files: those that are written whole or not at all, and those of the user that define something."""
 
 import contextlib
+import importlib.util
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from jaxcnn.errors import InputError
 
 
 @contextlib.contextmanager
@@ -26,3 +30,14 @@ def write_json(path: Path, values: Any) -> None:
     """Ends with the closing brace: a file cut short by a single byte is no JSON any more."""
     with replacing(path) as file:
         file.write(json.dumps(values, indent=1).encode())
+
+
+def load_file(path: Path) -> dict[str, Any]:
+    """The names that a Python file of the user's defines; `InputError` where there is none."""
+    spec = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path} does not exist or is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses, and so Flax modules, look their file up there
+    spec.loader.exec_module(module)
+    return vars(module)

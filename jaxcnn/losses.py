@@ -1,6 +1,8 @@
 """Losses: pure functions that give one number per example, so that the trainer can mask and average them."""
 
+import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +10,11 @@ import jax.numpy as jnp
 from jaxcnn.errors import InputError
 from jaxcnn.types import Array, ArrayLike, Batch
 
-LossFn = Callable[[Array, Batch], Array]
-"""`loss_fn(outputs, batch) -> (b,)`; the trainer applies `batch["mask"]` and takes the mean."""
+if TYPE_CHECKING:  # losses take what a model returns and import no model
+    from jaxcnn.models.density import GaussianParameters, MixtureParameters
+
+LossFn = Callable[[Any, Batch], Array]
+"""`loss_fn(outputs, batch) -> (b,)`, with the model's outputs; the trainer applies `batch["mask"]`, takes the mean."""
 
 
 def cross_entropy(logits: ArrayLike, labels: ArrayLike, *, label_smoothing: float = 0.0) -> Array:
@@ -51,6 +56,41 @@ def mse(outputs: ArrayLike, targets: ArrayLike) -> Array:
     return _mean_per_example(jnp.square(outputs - targets.astype(outputs.dtype)))
 
 
+def gaussian_nll(outputs: "GaussianParameters", targets: ArrayLike) -> Array:
+    """-log p(y) of each example under independent normals, in nats and at least float32: (b,).
+
+    -log p = sum_d log s_d + (y_d - m_d)^2 / (2 s_d^2) + log(2 pi) / 2, summed over the d dimensions of the target.
+    `outputs` has `mean` (b, d) and `scale` (b, d), positive; `targets` (b, d). With a fixed s it is `mse` up to a
+    factor and a term. Raises InputError unless the three shapes are equal.
+    """
+    mean, scale, y = (_at_least_float32(x) for x in (outputs.mean, outputs.scale, targets))
+    if not mean.shape == scale.shape == y.shape or y.ndim != 2:
+        raise InputError(
+            f"targets {y.shape} for a mean {mean.shape} and a scale {scale.shape}: expected (b, d) three times"
+        )
+    y = y.astype(mean.dtype)
+    return (jnp.log(scale) + jnp.square((y - mean) / scale) / 2 + math.log(2 * math.pi) / 2).sum(1)
+
+
+def mixture_nll(outputs: "MixtureParameters", targets: ArrayLike) -> Array:
+    """-log p(y) of each example under a mixture of spherical normals, in nats and at least float32: (b,).
+
+    p = sum_k w_k N(y; m_k, s_k^2 I), w = softmax(logits) (Bishop 1994, equations 22 and 23), summed in logarithms.
+    `outputs` has `logits` (b, k), `means` (b, k, d) and `scales` (b, k), positive; `targets` (b, d).
+    Raises InputError where the shapes do not belong together.
+    """
+    logits, means, scales, y = (_at_least_float32(x) for x in (outputs.logits, outputs.means, outputs.scales, targets))
+    if not (logits.shape == scales.shape == means.shape[:2] and y.shape == means.shape[::2]):
+        raise InputError(
+            f"targets {y.shape} for logits {logits.shape}, means {means.shape} and scales {scales.shape}: "
+            "expected (b, d), (b, k), (b, k, d) and (b, k)"
+        )
+    y = y.astype(means.dtype)
+    squares = jnp.square((y[:, None] - means) / scales[:, :, None]).sum(2)
+    log_densities = -squares / 2 - y.shape[1] * (jnp.log(scales) + math.log(2 * math.pi) / 2)
+    return -jax.nn.logsumexp(jax.nn.log_softmax(logits) + log_densities, axis=1)
+
+
 def classification(label_smoothing: float = 0.0) -> LossFn:
     """The cross-entropy of a model's logits and `batch["label"]`, as the trainer calls it."""
 
@@ -58,6 +98,16 @@ def classification(label_smoothing: float = 0.0) -> LossFn:
         return cross_entropy(outputs, batch["label"], label_smoothing=label_smoothing)
 
     return loss_fn
+
+
+def gaussian() -> LossFn:
+    """`gaussian_nll` of a model's parameters and `batch["label"]` (b, d), as the trainer calls it."""
+    return lambda outputs, batch: gaussian_nll(outputs, batch["label"])
+
+
+def mixture() -> LossFn:
+    """`mixture_nll` of a model's parameters and `batch["label"]` (b, d), as the trainer calls it."""
+    return lambda outputs, batch: mixture_nll(outputs, batch["label"])
 
 
 def _at_least_float32(x: ArrayLike) -> Array:

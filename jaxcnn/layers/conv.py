@@ -3,7 +3,10 @@
 As everywhere in deep learning this is cross-correlation: the kernel is not flipped.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -20,6 +23,24 @@ from jaxcnn.types import Array
 _NARROW = 8
 """Convolutions from or to at most so many channels are folded on CPU, up to `_FOLDED` channels of output."""
 _FOLDED = 32
+
+
+_in_loop: ContextVar[bool] = ContextVar("in_loop", default=False)
+
+
+@contextlib.contextmanager
+def loop_body() -> Iterator[None]:
+    """For the trace of a loop's body (`lax.scan`): there, convolutions write out their gradients on CPU.
+
+    XLA's CPU backend brings the two convolutions of a gradient into the form that its library takes, but in the
+    program's entry computation only: inside a loop they run up to 50 times slower. Written in that form from the
+    start they are as fast as outside, and the same to the bit. The price is that only reverse mode works inside.
+    """
+    token = _in_loop.set(True)
+    try:
+        yield
+    finally:
+        _in_loop.reset(token)
 
 
 def conv(
@@ -63,7 +84,26 @@ def conv(
     _check_sizes(x.shape[1:-1], window, steps, pads, holes)
     if _fold_pays(kernel.shape, steps, holes, groups):
         return _fold(x, kernel, pads)
+    if _in_loop.get() and max(*steps, *holes, groups) == 1 and jax.default_backend() == "cpu":
+        return _correlate_in_loop(x, kernel, pads)
     return _correlate(x, kernel, steps, pads, holes, groups)
+
+
+def convolve(
+    x: Array,
+    kernel: Array,
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: Padding = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Array:
+    """Convolution as mathematics and signal processing define it: `conv` with the kernel flipped in every axis.
+
+    Shapes, options and errors are those of `conv`; `padding` of K - 1 gives the full convolution, which commutes.
+    """
+    flipped = jnp.flip(kernel, range(kernel.ndim - 2))
+    return conv(x, flipped, strides=strides, padding=padding, dilation=dilation, groups=groups)
 
 
 class Conv(nn.Module):
@@ -157,6 +197,31 @@ def _correlate(
     return lax.conv_general_dilated(
         x, kernel, steps, pads, rhs_dilation=holes, dimension_numbers=dimensions, feature_group_count=groups
     )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _correlate_in_loop(x: Array, kernel: Array, pads: Pairs) -> Array:
+    ones = (1,) * len(pads)
+    return _correlate(x, kernel, ones, pads, ones, 1)
+
+
+def _correlate_forward(x: Array, kernel: Array, pads: Pairs) -> tuple[Array, tuple[Array, Array]]:
+    return _correlate_in_loop(x, kernel, pads), (x, kernel)
+
+
+def _correlate_backward(pads: Pairs, held: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    """dx: dy correlated with the flipped kernel; dkernel: x correlated with dy, the batch in place of the channels."""
+    x, kernel = held
+    ones, spatial = (1,) * len(pads), tuple(range(1, x.ndim - 1))
+    rest = tuple((k - 1 - low, k - 1 - high) for k, (low, high) in zip(kernel.shape, pads, strict=False))
+    flipped = jnp.flip(kernel, range(len(pads))).swapaxes(-1, -2)
+    dx = _correlate(dy, flipped, ones, rest, ones, 1)
+    swapped = x.transpose(x.ndim - 1, *spatial, 0)
+    dkernel = _correlate(swapped, dy.transpose(*spatial, 0, x.ndim - 1), ones, pads, ones, 1)
+    return dx, dkernel.transpose(*spatial, 0, x.ndim - 1)
+
+
+_correlate_in_loop.defvjp(_correlate_forward, _correlate_backward)
 
 
 def _fold_pays(shape: tuple[int, ...], steps: tuple[int, ...], holes: tuple[int, ...], groups: int) -> bool:

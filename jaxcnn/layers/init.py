@@ -20,6 +20,7 @@ from jax.nn.initializers import truncated_normal as jax_truncated_normal
 from jax.nn.initializers import zeros as jax_zeros
 
 from jaxcnn.errors import InputError, unknown
+from jaxcnn.layers.draws import deferrable
 from jaxcnn.types import ArrayLike
 
 Mode = Literal["fan_in", "fan_out", "fan_avg"]
@@ -162,4 +163,4 @@ def initializer(name: str, **options) -> Initializer:
     for option in options:
         if option not in known:
             raise unknown(f"option of initialiser {name!r}", option, known)
-    return INITIALIZERS[name](**options)
+    return deferrable(INITIALIZERS[name](**options))

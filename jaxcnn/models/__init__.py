@@ -6,16 +6,49 @@ from typing import Any
 import flax.linen as nn
 
 from jaxcnn.errors import InputError, unknown
-from jaxcnn.models import cifar_resnet, lenet, resnet, simple
+from jaxcnn.models import (
+    alexnet,
+    cifar_resnet,
+    densenet,
+    density,
+    he2015,
+    inception,
+    lenet,
+    mobilenet,
+    neocognitron,
+    randwire,
+    resnet,
+    resnetv2,
+    simple,
+    snn,
+    squeezenet,
+    unet,
+    vanilla,
+    vgg,
+)
 from jaxcnn.models.table import Entry
 
 FAMILIES: dict[str, dict[str, Entry]] = {
     "simple": simple.VARIANTS,
+    "snn": snn.VARIANTS,
     "lenet": lenet.VARIANTS,
+    "vanilla": vanilla.VARIANTS,
+    "alexnet": alexnet.VARIANTS,
+    "vgg": vgg.VARIANTS,
+    "he2015": he2015.VARIANTS,
     "cifar_resnet": cifar_resnet.VARIANTS,
     "resnet": resnet.VARIANTS,
+    "resnetv2": resnetv2.VARIANTS,
+    "densenet": densenet.VARIANTS,
+    "mobilenet": mobilenet.VARIANTS,
+    "squeezenet": squeezenet.VARIANTS,
+    "inception": inception.VARIANTS,
+    "unet": unet.VARIANTS,
+    "randwire": randwire.VARIANTS,
+    "density": density.VARIANTS,
+    "neocognitron": neocognitron.VARIANTS,
 }
-"""Each family is one file and one line here; its variants are a table at the end of that file."""
+"""Each family is one file, imported above, and one line here; its variants are a table at the end of that file."""
 
 MODELS: dict[str, Entry] = {name: entry for variants in FAMILIES.values() for name, entry in variants.items()}
 

@@ -1,5 +1,6 @@
 """What the families share: a row of the table, and the check of what comes in."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,3 +28,8 @@ def check_input(x: Array, *, dimensions: int = 2) -> None:
         raise InputError(f"dimensions={dimensions}: expected 1, 2 or 3")
     if x.ndim != dimensions + 2 or 0 in x.shape[1:]:
         raise InputError(f"expected images {axes[dimensions]}, got shape {x.shape}; one image needs a batch axis of 1")
+
+
+def call_options(module: nn.Module, *, train: bool) -> dict[str, Any]:
+    """{"train": train} for a module whose call takes `train`, as all here do; nothing for others, such as a user's."""
+    return {"train": train} if "train" in inspect.signature(module.__call__).parameters else {}

@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxcnn import optim, parallel
+from jaxcnn.layers import draws
 from jaxcnn.train import rng
 from jaxcnn.tree import flatten, unflatten
 from jaxcnn.types import Array, PyTree
@@ -48,16 +49,20 @@ def create_state(
     """The state before the first step, on every device of `mesh`.
 
     `sample` is shaped and typed like the model's input (b, h, w, c); a float64 one makes everything float64.
-    `variables` replaces the initialised
-    parameters and collections (same structure and shapes, `InputError` otherwise).
+    `variables` replaces the initialised parameters and collections (same structure and shapes, `InputError`
+    otherwise).
     """
 
-    def init(seed: Array, given: Mapping[str, PyTree] | None) -> TrainState:
-        x = jnp.zeros(sample.shape, sample.dtype)
-        fresh = module.init({"params": rng.stream(seed, "init")}, x, train=False) if given is None else given
-        if sample.dtype == jnp.float64:  # modules make float32 parameters whatever they compute in
-            fresh = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), fresh)
-        params, collections = fresh["params"], {k: v for k, v in fresh.items() if k != "params"}
+    def fresh(key: Array) -> PyTree:
+        return module.init({"params": key}, jnp.zeros(sample.shape, sample.dtype), train=False)
+
+    def widen(tree: PyTree) -> PyTree:  # modules make float32 parameters whatever they compute in
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), tree) if sample.dtype == jnp.float64 else tree
+
+    def init(seed: Array, keys: Array | None, given: Mapping[str, PyTree] | None) -> TrainState:
+        made = given if keys is None else widen(draws.together(fresh, rng.stream(seed, "init"), keys))
+        assert made is not None
+        params, collections = made["params"], {k: v for k, v in made.items() if k != "params"}
         average = optim.ema_start({"params": params, "collections": collections}) if ema else None
         counters = {
             "skipped": jnp.int32(0),
@@ -67,9 +72,12 @@ def create_state(
         }
         return TrainState(jnp.int32(0), params, collections, optimizer.init(params), counters, average)
 
-    if variables is not None:
-        expected = jax.eval_shape(lambda: init(jnp.uint32(0), None))
-        expected = {"params": expected.params, **expected.collections}
-        variables = unflatten(expected, flatten(variables), what="weights")
+    keys = None
+    if variables is None:
+        keys = draws.keys(fresh, rng.stream(np.uint32(seed), "init"))
+    else:
+        variables = unflatten(
+            jax.eval_shape(lambda: widen(fresh(jax.random.key(0)))), flatten(variables), what="weights"
+        )
     mesh = mesh or parallel.make_mesh()
-    return jax.jit(init, out_shardings=parallel.replicated(mesh))(np.uint32(seed), variables)
+    return jax.jit(init, out_shardings=parallel.replicated(mesh))(np.uint32(seed), keys, variables)

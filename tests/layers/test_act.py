@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxcnn.errors import InputError
+from jaxcnn.layers import Conv
 from jaxcnn.layers.act import ACTIVATIONS, activation, maxout
 
 X = np.linspace(-8, 8, 81)
@@ -47,6 +48,15 @@ def test_maxout_takes_neighbouring_channels():
     x = jnp.arange(12.0).reshape(2, 6)[:, ::-1]
     np.testing.assert_array_equal(maxout(x), [[5, 3, 1], [11, 9, 7]])
     np.testing.assert_array_equal(maxout(x, pieces=3), [[5, 2], [11, 8]])
+
+
+def test_a_maxout_layer_is_a_wider_layer_and_maxout():
+    """Goodfellow et al. 2013: each unit is the maximum of its own affine maps; two make |x| and, in sum, any bend."""
+    layer = Conv(6, 1)
+    params = {"kernel": jnp.array([1.0, -1.0, 0.0, 2.0, -3.0, 1.0]).reshape(1, 1, 1, 6), "bias": jnp.zeros(6)}
+    x = jnp.array([-2.0, 0.5]).reshape(1, 1, 2, 1)
+    y = activation("maxout")(layer.apply({"params": params}, x))
+    np.testing.assert_array_equal(y[0, 0], [[2, 0, 6], [0.5, 1, 0.5]])
 
 
 def test_callables_pass_and_unknown_names_do_not():

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from scipy.signal import convolve as scipy_convolve
 from scipy.signal import correlate
 
 from jaxcnn.errors import InputError
-from jaxcnn.layers.conv import Conv, conv
+from jaxcnn.layers.conv import Conv, conv, convolve
 from jaxcnn.layers.window import as_written, output_size
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -66,6 +67,22 @@ def test_equals_scipy_in_every_rank(float64, shape):
         for k in range(4):
             expected = sum(correlate(x[b, ..., c], kernel[..., c, k], mode="valid") for c in range(2))
             np.testing.assert_allclose(y[b, ..., k], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(11,), (6, 7), (5, 6, 4)], ids=["1d", "2d", "3d"])
+def test_true_convolution_is_that_of_scipy_and_commutes(float64, shape):
+    window = (3, 4, 2)[: len(shape)]
+    a, b = normal(0, shape), normal(1, window)
+    y = convolve(a.reshape(1, *shape, 1), b.reshape(*window, 1, 1), padding=[k - 1 for k in window])
+    np.testing.assert_allclose(y[0, ..., 0], scipy_convolve(a, b), rtol=1e-12, atol=1e-12)
+    swapped = convolve(b.reshape(1, *window, 1), a.reshape(*shape, 1, 1), padding=[n - 1 for n in shape])
+    np.testing.assert_allclose(swapped, y, rtol=1e-12, atol=1e-12)
+
+
+def test_true_convolution_takes_the_options_of_correlation(float64):
+    x, kernel = normal(0, (2, 9, 10, 4)), normal(1, (3, 2, 2, 6))
+    options = {"strides": (1, 2), "padding": ((0, 1), (2, 0)), "dilation": 2, "groups": 2}
+    np.testing.assert_array_equal(convolve(x, kernel[::-1, ::-1], **options), conv(x, kernel, **options))
 
 
 @pytest.mark.parametrize(

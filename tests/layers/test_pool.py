@@ -1,4 +1,4 @@
-"""Pooling against PyTorch (values and, with many ties, gradients) and against a window-by-window NumPy form."""
+"""Pooling against PyTorch (values and, with many ties, gradients) and against NumPy, window by window."""
 
 import itertools
 
@@ -13,7 +13,15 @@ from jax.sharding import PartitionSpec as P
 
 from jaxcnn.errors import InputError
 from jaxcnn.layers import pool
-from jaxcnn.layers.pool import avg_pool, global_avg_pool, max_pool
+from jaxcnn.layers.pool import (
+    avg_pool,
+    global_avg_pool,
+    l2_pool,
+    max_pool,
+    max_pool_with_indices,
+    weighted_avg_pool,
+)
+from jaxcnn.layers.window import as_written
 from jaxcnn.types import DATA_AXIS
 
 # window, strides, padding, ceil_mode; sizes 9 x 10, so that some windows are cut off or reach beyond
@@ -118,13 +126,14 @@ def test_folded_and_reduced_maxima_agree(monkeypatch):
         np.testing.assert_allclose(ours, other, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("f", [max_pool, l2_pool, weighted_avg_pool])
 @pytest.mark.parametrize("window", [2, 4])
-def test_nan_is_not_swallowed(window):
+def test_nan_is_not_swallowed(f, window):
     x = np.zeros((1, 4, 4, 1), np.float32)
     for position in itertools.product(range(window), repeat=2):
         bad = x.copy()
         bad[0, position[0], position[1], 0] = np.nan
-        assert np.isnan(max_pool(jnp.asarray(bad), window=window)[0, 0, 0, 0])
+        assert np.isnan(f(jnp.asarray(bad), window=window)[0, 0, 0, 0])
 
 
 def test_padding_never_wins_and_strides_default_to_the_window():
@@ -146,17 +155,106 @@ def test_global_average():
     np.testing.assert_allclose(global_avg_pool(jnp.asarray(x)), x.mean((1, 2, 3)), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("f", [max_pool, avg_pool])
+@pytest.mark.parametrize(("window", "strides", "padding", "ceil_mode"), GEOMETRIES)
+def test_l2_pool_is_the_norm_of_every_window(window, strides, padding, ceil_mode, float64):
+    x = np.random.default_rng(0).normal(size=(2, 9, 10, 3))
+    geometry = {"window": window, "strides": strides, "padding": padding, "ceil_mode": ceil_mode}
+    y = l2_pool(x, **geometry)
+    expected = np.empty(y.shape)
+    filled = np.pad(x, ((0, 0), (padding, padding + strides), (padding, padding + strides), (0, 0)))
+    for i, j in itertools.product(*map(range, y.shape[1:3])):
+        part = filled[:, i * strides :, j * strides :][:, :window, :window]
+        expected[:, i, j] = np.linalg.norm(part.reshape(2, -1, 3), axis=1)
+    np.testing.assert_allclose(y, expected, rtol=1e-13)
+
+
+def test_l2_pool_has_a_finite_gradient_at_zero():
+    x = jnp.zeros((1, 4, 4, 1)).at[0, 0, 0, 0].set(-3.0)
+    grad = jax.grad(lambda x: l2_pool(x, window=2).sum())(x)[0, ..., 0]
+    np.testing.assert_allclose(grad, np.zeros((4, 4)) - np.eye(4)[:1].T @ np.eye(4)[:1])
+
+
+@pytest.mark.parametrize(("window", "strides", "padding", "ceil_mode"), GEOMETRIES)
+def test_wide_weights_are_the_plain_average_of_the_image(window, strides, padding, ceil_mode, float64):
+    x = np.random.default_rng(0).normal(size=(2, 9, 10, 3))
+    geometry = {"window": window, "strides": strides, "padding": padding, "ceil_mode": ceil_mode}
+    plain = avg_pool(x, count_include_pad=False, **geometry)
+    np.testing.assert_allclose(weighted_avg_pool(x, sigma=1e6, **geometry), plain, atol=1e-11)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    window=st.integers(1, 5),
+    stride=st.integers(1, 4),
+    pad=st.integers(0, 4),
+    size=st.integers(5, 12),
+    ceil_mode=st.booleans(),
+    sigma=st.floats(0.2, 9),
+)
+def test_a_weighted_average_of_a_constant_is_the_constant(window, stride, pad, size, ceil_mode, sigma):
+    x = jnp.full((1, size, 2), 3.5)
+    geometry = {"window": window, "strides": stride, "padding": min(pad, window - 1), "ceil_mode": ceil_mode}
+    y = weighted_avg_pool(x, sigma=sigma, **geometry)
+    assert y.shape == avg_pool(x, **geometry).shape
+    np.testing.assert_allclose(y, 3.5, rtol=1e-5)
+
+
+def test_weights_fall_with_the_distance_to_the_centre(float64):
+    h, w = np.mgrid[-1:2, -2:2] + np.array([0, 0.5]).reshape(2, 1, 1)
+    expected = np.exp(-(h**2 + w**2) / (2 * 0.8**2))
+    weights = jax.grad(lambda x: weighted_avg_pool(x, window=(3, 4), sigma=0.8).sum())(jnp.zeros((1, 3, 4, 1)))
+    np.testing.assert_allclose(weights[0, ..., 0], expected / expected.sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("window", "strides", "padding", "ceil_mode"), GEOMETRIES)
+def test_indices_say_where_the_maxima_are(window, strides, padding, ceil_mode):
+    """With many ties; those of overlapping windows too, and the gradient is that of the values alone."""
+    x = tied((2, 9, 10, 3)).astype(np.float32)
+    geometry = {"window": window, "strides": strides, "padding": padding, "ceil_mode": ceil_mode}
+    values, indices = jax.jit(lambda x: max_pool_with_indices(x, **geometry))(x)
+    assert indices.dtype == np.int32
+    assert values.shape == indices.shape
+    np.testing.assert_array_equal(values, max_pool(x, **geometry))
+    flat = x.reshape(2, 90, 3)
+    np.testing.assert_array_equal(np.take_along_axis(flat, indices.reshape(2, -1, 3), 1), values.reshape(2, -1, 3))
+
+    def loss(x):
+        pooled = max_pool_with_indices(x, **geometry)
+        return jnp.sum(pooled.values * pooled.indices)
+
+    grad = jax.jit(jax.grad(loss))(x)
+    expected = np.zeros((2, 90, 3))
+    b, _, c = np.indices(indices.reshape(2, -1, 3).shape)
+    np.add.at(expected, (b, indices.reshape(2, -1, 3), c), indices.reshape(2, -1, 3))
+    np.testing.assert_allclose(grad.reshape(2, 90, 3), expected)
+
+
+def test_indices_of_nan_and_infinity():
+    orders = np.array(list(itertools.permutations([np.nan, np.inf, -np.inf, 0.0])), np.float32)
+    pooled = max_pool_with_indices(orders.reshape(-1, 2, 2, 1), window=2)
+    np.testing.assert_array_equal(pooled.indices.ravel(), np.isnan(orders).argmax(1))
+    lowest = max_pool_with_indices(jnp.full((1, 2, 2, 1), -jnp.inf), window=2, strides=1, padding=1)
+    np.testing.assert_array_equal(lowest.indices[0, :, :, 0], [[0, 0, 1], [0, 0, 1], [2, 2, 3]])
+
+
+@pytest.mark.parametrize("f", [max_pool, avg_pool, l2_pool])
+def test_as_written_a_pooling_is_one_window_operation(f):
+    with as_written():
+        jaxpr = jax.make_jaxpr(lambda x: f(x, window=2))(jnp.zeros((1, 4, 4, 1)))
+    assert sum("reduce_window" in str(eqn.primitive) for eqn in jaxpr.eqns) == 1
+
+
+@pytest.mark.parametrize("f", [max_pool, avg_pool, l2_pool, weighted_avg_pool])
 @pytest.mark.parametrize("window", [2, 4])
 def test_dtypes(f, window, strict_dtypes):
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
     y = f(x.astype(jnp.bfloat16), window=window)
     assert y.dtype == jnp.bfloat16
-    np.testing.assert_allclose(y.astype(jnp.float32), f(x, window=window), atol=0.02)
+    np.testing.assert_allclose(y.astype(jnp.float32), f(x, window=window), rtol=0.01, atol=0.02)
     assert jax.eval_shape(lambda x: f(x, window=window), x).shape == y.shape
 
 
-@pytest.mark.parametrize("f", [max_pool, avg_pool])
+@pytest.mark.parametrize("f", [max_pool, avg_pool, l2_pool])
 def test_devices_give_the_same(f):
     x = jnp.asarray(tied((16, 8, 8, 3)), jnp.float32)
 
@@ -181,13 +279,19 @@ def test_devices_give_the_same(f):
         ({"window": 2, "padding": 2}, "less than the window"),
         ({"window": 2, "padding": -1}, "at least 0"),
         ({"window": 2, "padding": "SAME"}, "expected 'VALID'"),
-        ({"window": 2, "padding": (1, 1)}, "2 pairs"),
+        ({"window": 2, "padding": (1, 1, 1)}, "2 such integers or pairs"),
         ({"window": 9}, "larger than the padded axis of 8"),
     ],
 )
 def test_bad_input(options, message):
     with pytest.raises(InputError, match=message):
         max_pool(jnp.zeros((1, 8, 8, 1)), **options)
+
+
+@pytest.mark.parametrize(("sigma", "message"), [(0, "must be positive"), (float("nan"), "must be"), (0.01, "vanish")])
+def test_bad_sigma(sigma, message):
+    with pytest.raises(InputError, match=message):
+        weighted_avg_pool(jnp.zeros((1, 8, 8, 1)), window=2, sigma=sigma)
 
 
 def test_an_image_without_a_batch_axis_is_refused():
