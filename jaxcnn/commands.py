@@ -163,8 +163,8 @@ def list_command(args: Sequence[str]) -> int:
         json: bool = False
 
     flags = tyro.cli(List, args=list(args), prog="jaxcnn list", description="Shows the models.")
-    from jaxcnn.models import FAMILIES
     from jaxcnn.analysis.counts import counts
+    from jaxcnn.models import FAMILIES
 
     rows = [
         {"name": name, "family": family, **counts(name), "input": list(entry.input), "paper": entry.paper}

@@ -91,11 +91,19 @@ def mixture_nll(outputs: "MixtureParameters", targets: ArrayLike) -> Array:
     return -jax.nn.logsumexp(jax.nn.log_softmax(logits) + log_densities, axis=1)
 
 
-def classification(label_smoothing: float = 0.0) -> LossFn:
-    """The cross-entropy of a model's logits and `batch["label"]`, as the trainer calls it."""
+def classification(label_smoothing: float = 0.0, *, auxiliary: float = 0.3) -> LossFn:
+    """The cross-entropy of a model's logits and `batch["label"]`, as the trainer calls it.
 
-    def loss_fn(outputs: Array, batch: Batch) -> Array:
-        return cross_entropy(outputs, batch["label"], label_smoothing=label_smoothing)
+    Of a model with auxiliary heads, whose outputs in training are a tuple (logits, aux1, ...), each head adds
+    `auxiliary` times its own (Szegedy et al. 2015, section 5).
+    """
+
+    def loss_fn(outputs: Array | tuple[Array, ...], batch: Batch) -> Array:
+        def loss(logits: Array) -> Array:
+            return cross_entropy(logits, batch["label"], label_smoothing=label_smoothing)
+
+        main, *heads = outputs if isinstance(outputs, tuple) else (outputs,)
+        return loss(main) + auxiliary * sum(map(loss, heads)) if heads else loss(main)
 
     return loss_fn
 

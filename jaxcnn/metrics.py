@@ -1,7 +1,7 @@
 """Metrics: `fn(outputs, batch) -> Total(sum, count)`; totals are added on the host and divided once."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ class Total(NamedTuple):
     count: Array
 
 
-Metric = Callable[[Array, Batch], Total]
+Metric = Callable[[Any, Batch], Total]
 
 
 def top_k(k: int) -> Metric:
@@ -25,12 +25,14 @@ def top_k(k: int) -> Metric:
 
     Equal logits rank by index, the lower first. A row with a NaN, or a label outside the row, is never
     correct; where k >= n every other one is. Soft labels stand for their largest entry. Axes between b and n
-    (pixels) are averaged. `batch["mask"]` (b,) leaves out examples at 0. Raises InputError unless k >= 1.
+    (pixels) are averaged. `batch["mask"]` (b,) leaves out examples at 0. Of a model with auxiliary heads, whose
+    outputs in training are a tuple, `outputs.logits` count. Raises InputError unless k >= 1.
     """
     if k < 1:
         raise InputError(f"top-{k} accuracy: expected k of at least 1")
 
-    def metric(outputs: Array, batch: Batch) -> Total:
+    def metric(outputs: Any, batch: Batch) -> Total:
+        outputs = getattr(outputs, "logits", outputs)
         correct = (_rank(outputs, _class_indices(batch["label"])) < k).astype(jnp.float32)
         mask = _mask(outputs, batch)
         return Total(jnp.sum(correct.reshape(correct.shape[0], -1).mean(1) * mask), jnp.sum(mask))
@@ -38,7 +40,7 @@ def top_k(k: int) -> Metric:
     return metric
 
 
-def accuracy(outputs: Array, batch: Batch) -> Total:
+def accuracy(outputs: Any, batch: Batch) -> Total:
     """The share of examples whose label has the largest logit: `top_k(1)`."""
     return top_k(1)(outputs, batch)
 

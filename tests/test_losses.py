@@ -1,5 +1,7 @@
 """Losses against closed forms, SciPy and PyTorch."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from scipy import special, stats
 
 from jaxcnn.errors import InputError
 from jaxcnn.losses import classification, cross_entropy, mse
+from jaxcnn.metrics import accuracy
 
 
 @pytest.fixture
@@ -102,3 +105,19 @@ def test_shapes_that_do_not_belong_together_are_refused(logits):
         cross_entropy(logits, LABELS, label_smoothing=1.5)
     with pytest.raises(InputError, match="must be equal"):
         mse(np.zeros((2, 1)), np.zeros(2))
+
+
+def test_auxiliary_heads_add_their_share_and_metrics_read_the_main_logits():
+    class Outputs(NamedTuple):
+        logits: jax.Array
+        aux1: jax.Array
+        aux2: jax.Array
+
+    main, aux1, aux2 = jax.random.normal(jax.random.key(0), (3, 4, 5))
+    batch = {"image": jnp.zeros((4, 1)), "label": jnp.arange(4)}
+    expected = sum(
+        weight * cross_entropy(logits, batch["label"]) for weight, logits in ((1, main), (0.3, aux1), (0.3, aux2))
+    )
+    outputs = Outputs(main, aux1, aux2)
+    np.testing.assert_allclose(classification()(outputs, batch), expected, rtol=1e-6)
+    assert accuracy(outputs, batch) == accuracy(main, batch)

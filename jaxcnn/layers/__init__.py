@@ -1,6 +1,7 @@
 """What networks are made of: convolutions, initialisers, activations, pooling, normalisation, dropout, blocks."""
 
 from jaxcnn.layers.act import ACTIVATIONS, Activation, activation, maxout, scaled_tanh
+from jaxcnn.layers.adaptive import adaptive_avg_pool, adaptive_max_pool
 from jaxcnn.layers.axis import data_axis_bound, global_index
 from jaxcnn.layers.blocks import BasicBlock, Stage, pad_shortcut
 from jaxcnn.layers.conv import Conv, conv, convolve
@@ -53,6 +54,8 @@ __all__ = [
     "StochasticDepth",
     "UniformDropout",
     "activation",
+    "adaptive_avg_pool",
+    "adaptive_max_pool",
     "as_written",
     "avg_pool",
     "conv",

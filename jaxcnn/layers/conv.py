@@ -16,6 +16,7 @@ from jax import lax
 from jax.nn.initializers import Initializer
 
 from jaxcnn.errors import InputError
+from jaxcnn.layers.depthwise import depthwise
 from jaxcnn.layers.named import located
 from jaxcnn.layers.window import Padding, Pairs, output_size, pairs, per_axis, traced_as_written
 from jaxcnn.types import Array
@@ -61,6 +62,9 @@ def conv(
     one integer or pair (before, after) per axis, "VALID" (none), or, where every stride is 1, "SAME"
     (H_out = H; an even window has its extra zero behind).
 
+    On CPU, depthwise convolutions and those in the body of a loop are differentiable in reverse mode only; forward
+    mode works inside `as_written`.
+
     Raises:
         InputError: x without batch, spatial and channel axes of the kernel's rank; channels or features that
             `groups` does not divide; an input smaller than the kernel; "SAME" with a stride, whose uneven
@@ -84,6 +88,8 @@ def conv(
     _check_sizes(x.shape[1:-1], window, steps, pads, holes)
     if _fold_pays(kernel.shape, steps, holes, groups):
         return _fold(x, kernel, pads)
+    if groups == x.shape[-1] == kernel.shape[-1] > 1 and jax.default_backend() == "cpu" and not traced_as_written():
+        return depthwise(x, kernel, steps=steps, pads=pads, holes=holes)
     if _in_loop.get() and max(*steps, *holes, groups) == 1 and jax.default_backend() == "cpu":
         return _correlate_in_loop(x, kernel, pads)
     return _correlate(x, kernel, steps, pads, holes, groups)

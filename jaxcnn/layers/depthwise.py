@@ -29,7 +29,8 @@ def depthwise(x: Array, kernel: Array, *, steps: Ints, pads: Pairs, holes: Ints)
     y[o] = sum_t x[o step + t hole - before] kernel[t], one multiplication and addition of whole images for each tap.
     """
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    return _depthwise(x.astype(wide), kernel.astype(wide), steps, pads, holes).astype(x.dtype)
+    y: Array = _depthwise(x.astype(wide), kernel.astype(wide), steps, pads, holes)  # pyright: ignore[reportAssignmentType]
+    return y.astype(x.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))

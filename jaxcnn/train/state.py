@@ -74,7 +74,7 @@ def create_state(
 
     keys = None
     if variables is None:
-        keys = draws.keys(fresh, rng.stream(np.uint32(seed), "init"))
+        keys = draws.keys(fresh, rng.stream(jnp.uint32(seed), "init"))
     else:
         variables = unflatten(
             jax.eval_shape(lambda: widen(fresh(jax.random.key(0)))), flatten(variables), what="weights"

@@ -153,15 +153,28 @@ def _add(a: PyTree | None, b: PyTree) -> PyTree:
 
 
 def _finite(tree: PyTree) -> Array:
-    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
+    return _all(jnp.isfinite, tree)
 
 
 def _stays_finite(old: PyTree, new: PyTree) -> Array:
     """Whether nothing finite became infinite or NaN; some optimisers start from an infinite best value."""
-    pairs = zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
-    stays = [(jnp.isfinite(b) | ~jnp.isfinite(a)).all() for a, b in pairs if jnp.issubdtype(b.dtype, jnp.inexact)]
-    return jnp.stack(stays).all() if stays else jnp.bool_(True)
+    return _all(lambda a, b: jnp.isfinite(b) | ~jnp.isfinite(a), old, new)
+
+
+def _all(test: Callable[..., Array], *trees: PyTree) -> Array:
+    """Whether `test` holds for every floating-point element of `trees` of one structure.
+
+    Leaves of one shape are tested together, and the barrier keeps XLA from repeating the conjunction of all answers
+    in everything that depends on it, which is every leaf of the state: the program of a deep network grew with the
+    square of the number of its leaves.
+    """
+    groups: dict[Any, list[tuple[Array, ...]]] = {}
+    for leaves in zip(*map(jax.tree.leaves, trees), strict=True):
+        if jnp.issubdtype(leaves[0].dtype, jnp.inexact):
+            groups.setdefault((leaves[0].shape, leaves[0].dtype), []).append(leaves)
+    stacks = jax.lax.optimization_barrier([[*map(jnp.stack, zip(*leaves, strict=True))] for leaves in groups.values()])
+    answers = [test(*stack).all() for stack in stacks]
+    return jax.lax.optimization_barrier(jnp.stack(answers)).all() if answers else jnp.bool_(True)
 
 
 def _pmapped(step: Callable, prepare: Prepare, mesh: Mesh) -> Callable:

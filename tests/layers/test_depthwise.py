@@ -1,6 +1,7 @@
 """Depthwise convolution by shifted images against XLA's grouped convolution."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ def grouped(x, kernel, *, steps, pads, holes):
     )
 
 
-def case(batch, spatial, channels, window, dtype=np.float64):
+def case(batch, spatial, channels, window, dtype: Any = np.float64):
     draw = np.random.default_rng(0).normal
     x, kernel = draw(size=(batch, *spatial, channels)), draw(size=(*window, 1, channels))
     return jnp.asarray(x, dtype), jnp.asarray(kernel, dtype)
@@ -128,6 +129,6 @@ def test_the_weight_gradient_of_a_divided_batch_moves_no_images():
     x = jax.device_put(x, images)
     kernel = jax.device_put(kernel, NamedSharding(mesh, PartitionSpec()))
     grad = jax.jit(jax.grad(lambda k, x: jnp.sin(depthwise(x, k, **options)).sum()))
-    program = grad.lower(kernel, x).compile().as_text()
+    program = grad.lower(kernel, x).compile().as_text() or ""
     assert "all-reduce" in program
     assert not [word for word in ("all-gather", "all-to-all", "collective-permute") if word in program]
