@@ -41,7 +41,8 @@ def splits(experiment: Experiment, *, data_dir: Path | None, smoke: bool = False
     A smoke run takes a few examples, and the embedded digits where the data set is not there.
     """
     data, entry = experiment.data, models.MODELS.get(experiment.model.name)
-    usual = entry.input if entry else (28, 28, 1)
+    height, width, channels = entry.input if entry and len(entry.input) == 3 else (28, 28, 1)
+    usual = (height, width, channels)
     root = data_dir or sources.default_data_dir()
     try:
         dataset = _load(data, usual, data_dir)

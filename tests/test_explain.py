@@ -4,6 +4,8 @@ import json
 import textwrap
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from jaxcnn import optim
 from jaxcnn.analysis import summary
 from jaxcnn.cli import main
 from jaxcnn.features import feature_names, features
-from jaxcnn.models import MODELS
+from jaxcnn.models import MODELS, create
 from jaxcnn.train import fit
 
 OWN = """
@@ -82,6 +84,14 @@ def test_summary_of_a_file(capsys, own_file):
     assert found["parameters"] == 80 + 16 + 200 * 10 + 10
     assert found["statistics"] == 16
     assert [row["name"] for row in found["layers"]][:2] == ["conv", "Net"]
+
+
+def test_flops_are_those_that_xla_counts_for_one_image(capsys):
+    found = json.loads(output(capsys, "summary", "lenet5", "--input", "32", "32", "1", "--json"))
+    module, image = create("lenet5"), jax.ShapeDtypeStruct((1, 32, 32, 1), jnp.float32)
+    variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), image)
+    program = jax.jit(lambda v, x: module.apply(v, x, train=False)).lower(variables, image)
+    assert abs(program.cost_analysis()["flops"] / found["flops"] - 1) < 0.02
 
 
 def test_list_has_counts_family_and_paper(capsys):

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def depthwise(x: Array, kernel: Array, *, steps: Ints, pads: Pairs, holes: Ints)
 
     y[o] = sum_t x[o step + t hole - before] kernel[t], one multiplication and addition of whole images for each tap.
     """
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
     y: Array = _depthwise(x.astype(wide), kernel.astype(wide), steps, pads, holes)  # pyright: ignore[reportAssignmentType]
     return y.astype(x.dtype)
 
@@ -104,7 +104,7 @@ def _sum_of_products(terms: Sequence[tuple[Array, Array]]) -> Array:
         a, b = terms[0]
         terms = [*terms, (jnp.zeros_like(a), jnp.zeros_like(b))]
     products = (lax.complex(a, c) * lax.complex(b, -d) for (a, b), (c, d) in zip(terms[::2], terms[1::2], strict=True))
-    return sum(products, start=jnp.zeros((), jnp.result_type(terms[0][0].dtype, jnp.complex64))).real
+    return reduce(lax.add, products).real
 
 
 def _taps(window: Sequence[int]) -> Iterator[Ints]:

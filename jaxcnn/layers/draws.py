@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.interpreters import partial_eval
 from jax.nn.initializers import Initializer
 
@@ -66,7 +67,7 @@ def keys(init: Callable[[Array], PyTree], key: Array) -> np.ndarray:
 
     traced = jax.make_jaxpr(collect)(key)
     jaxpr, _ = partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars), instantiate=True)
-    return np.asarray(jax.core.eval_jaxpr(jaxpr, traced.consts, key), np.uint32)
+    return np.asarray(jaxpr_as_fun(ClosedJaxpr(jaxpr, traced.consts))(key), np.uint32)
 
 
 def together(init: Callable[[Array], PyTree], key: Array, keys: Array) -> PyTree:

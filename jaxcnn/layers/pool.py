@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -84,6 +85,19 @@ def _phases(x: Array, axes: list[_Axis]) -> dict[tuple[int, ...], Array]:
     return {phase: part.reshape(x.shape[0], *blocks, x.shape[-1]) for phase, part in parts.items()}
 
 
+@jax.custom_jvp
+def _first_maximum(best: Array, other: Array) -> Array:
+    return lax.max(best, other)
+
+
+@_first_maximum.defjvp
+def _first_maximum_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Of equal elements the first has the derivative; that of `lax.max` would be shared."""
+    best, other = primals
+    chosen = jnp.where((other > best) | jnp.isnan(other), tangents[1], tangents[0])
+    return _first_maximum(best, other), chosen
+
+
 def _fold_max(x: Array, axes: list[_Axis]) -> Array:
     """The maximum of every window, the first row first."""
     phases = _phases(x, axes)
@@ -94,10 +108,7 @@ def _fold_max(x: Array, axes: list[_Axis]) -> Array:
         window = (slice(start, start + axis.out) for start, axis in zip(starts, axes, strict=True))
         return phases[phase][(slice(None), *window)]
 
-    def first_maximum(best: Array, other: Array) -> Array:
-        return jnp.where((other > best) | jnp.isnan(other), other, best)
-
-    return reduce(first_maximum, map(tap, itertools.product(*(range(axis.window) for axis in axes))))
+    return reduce(_first_maximum, map(tap, itertools.product(*(range(axis.window) for axis in axes))))
 
 
 def _pads(axes: list[_Axis]) -> list[tuple[int, int]]:

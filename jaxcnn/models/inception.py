@@ -202,7 +202,7 @@ class _Network(nn.Module):
 
 
 class InceptionV1(_Network):
-    """GoogLeNet, (b, 224, 224, c) -> logits (b, num_classes); any size of at least 31 pixels works.
+    """GoogLeNet, (b, 224, 224, c) -> logits (b, num_classes); any size of at least 15 pixels works.
 
     Table 1 of the paper with the departures of torchvision's `googlenet`, whose public weights fit: batch
     normalisation with epsilon 1e-3 after every convolution, which then has no bias, in place of local response
@@ -250,7 +250,7 @@ class InceptionV1(_Network):
 
 
 class BNInception(_Network):
-    """BN-Inception, (b, 224, 224, c) -> logits (b, num_classes); any size of at least 23 pixels works.
+    """BN-Inception, (b, 224, 224, c) -> logits (b, num_classes); other sizes work too.
 
     Figure 5 of the paper, and the public Caffe weights (`bn_inception`), for what the figure leaves open:
 

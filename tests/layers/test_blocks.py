@@ -20,8 +20,6 @@ from jaxcnn.layers.conv import Conv, conv, loop_body
 from jaxcnn.models import create
 from jaxcnn.tree import flatten
 
-BLOCKS = [BasicBlock, Bottleneck, PreActivationBlock, PreActivationBottleneck]
-
 
 def block(kind, **options):
     normalise = family_norm("batch", statistics="global", width=4, dtype=None)
@@ -41,7 +39,9 @@ def loss_gradient_and_statistics(module, variables, x):
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [*((kind, {"scan": True}) for kind in BLOCKS), (BasicBlock, {"scan": False, "remat": True}),
+    [*((kind, {"scan": True}) for kind in (BasicBlock, PreActivationBottleneck)),
+     *(pytest.param(kind, {"scan": True}, marks=pytest.mark.slow) for kind in (Bottleneck, PreActivationBlock)),
+     (BasicBlock, {"scan": False, "remat": True}),
      (PreActivationBottleneck, {"remat": True})],
 )  # fmt: skip
 def test_loops_and_recomputation_change_nothing(float64, kind, options):

@@ -293,3 +293,19 @@ def test_bad_shapes():
         Conv(6, (3, 3), groups=3).init(jax.random.key(0), jnp.zeros((2, 6, 6, 4)))
     with pytest.raises(InputError, match="uint8"):
         Conv(6, (3, 3)).init(jax.random.key(0), jnp.zeros((2, 6, 6, 4), jnp.uint8))
+
+
+def test_depthwise_convolutions_take_their_own_form_and_give_the_same(float64):
+    x = jax.random.normal(jax.random.key(0), (2, 6, 7, 5))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 1, 5))
+
+    def both(x, kernel):
+        return jax.value_and_grad(
+            lambda x, k: jnp.sin(conv(x, k, strides=2, padding=1, groups=5)).sum(), argnums=(0, 1)
+        )(x, kernel)
+
+    assert "conv_general_dilated" not in str(jax.make_jaxpr(both)(x, kernel))
+    faster = both(x, kernel)
+    with as_written():
+        assert "conv_general_dilated" in str(jax.make_jaxpr(lambda *a: both(*a))(x, kernel))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), faster, both(x, kernel))

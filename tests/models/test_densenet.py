@@ -78,6 +78,7 @@ CIFAR = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "parameters"), {**IMAGENET, **CIFAR}.items())
 def test_published_parameter_count(name, parameters):
     logits, variables = shapes(name)
@@ -199,6 +200,7 @@ def test_remat_changes_no_result(float64):
     assert all((actual[path] != leaf).all() for path, leaf in before.items())
 
 
+@pytest.mark.slow
 def test_remat_needs_less_memory():
     def temporaries(remat):
         x = jnp.zeros((4, 8, 8, 3))

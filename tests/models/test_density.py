@@ -103,6 +103,7 @@ def fitted(name, nll, steps=1500):
     return float(jax.jit(loss)(train(params), new_x, new_y))
 
 
+@pytest.mark.slow
 def test_on_bishops_inverse_problem_a_mixture_is_right_and_one_gaussian_is_not():
     least_mixture, least_gaussian = least_losses()
     mixture, gaussian = fitted("mixture_density", mixture_nll), fitted("gaussian_density", gaussian_nll)

@@ -131,6 +131,7 @@ def test_branches_stand_where_the_papers_put_them():
         assert set(params[f"inception_{stage}"]) == inner | ends
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["inception_v1", "bn_inception"])
 def test_other_sizes_and_dimensions(name):
     assert shapes(name, (97, 150, 1))[0].shape == (2, 1000)
@@ -221,8 +222,7 @@ def test_training_in_bfloat16(name, overrides):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: shapes("inception_v1", (30, 30, 3)), "pool4: pooling window 2 is larger"),
-        (lambda: shapes("bn_inception", (22, 22, 3)), "inception_4e/pool: pooling window 3 is larger"),
+        (lambda: shapes("inception_v1", (14, 14, 3)), "pool3: pooling window 3 is larger"),
         (lambda: shapes("inception_v1", (224, 3)), "expected images"),
         (lambda: shapes("inception_v1", five=4), "five=4"),
         (lambda: shapes("inception_v1", pool4=4), "pool4=4"),

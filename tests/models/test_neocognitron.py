@@ -285,6 +285,7 @@ def test_the_table_has_it_with_its_own_classes():
     )
 
 
+@pytest.mark.slow
 def test_bad_input(digits, grown):
     module = Neocognitron()
     images, labels = digits.images[:20], digits.labels[:20]

@@ -58,7 +58,10 @@ def test_published_parameter_count(name):
     assert count(variables.get("batch_stats", {})) == counts(name)["statistics"]
 
 
-@pytest.mark.parametrize("name", MACS)
+QUICK = ("vgg16", "resnet50", "densenet121", "mobilenet_v1")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in MACS])
 def test_published_macs(name):
     found = summary(create(name), input=MODELS[name].input)
     assert found.macs == counts(name)["macs"]

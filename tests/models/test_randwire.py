@@ -137,6 +137,7 @@ def test_barabasi_albert_adds_m_edges_a_node_and_prefers_high_degrees():
     assert abs(missed - expected) < 4 * np.sqrt(expected * (1 - expected) / 2000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "generator", "overrides"),
     [
@@ -171,6 +172,7 @@ def test_published_parameters_and_operations_on_average_over_wirings(width, regi
     np.testing.assert_allclose(np.mean(counts, 0), [parameters, macs], rtol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("regime", "channels"), [("small", (78, 156, 312)), ("regular", (78, 156, 312, 624))])
 def test_each_row_of_table_1_halves_the_image(regime, channels):
     found = shapes("randwire_ws", regime=regime)[1]["intermediates"]
@@ -226,6 +228,7 @@ def test_one_two_and_three_dimensions(size):
     assert outputs.shape == (2, 3)
 
 
+@pytest.mark.slow
 def test_training_moves_statistics_and_bfloat16_is_finite():
     module = create("randwire_ws", dtype=jnp.bfloat16, dropout=0.2, **TINY)
     x = jax.random.uniform(jax.random.key(0), (4, 16, 16, 3))

@@ -99,6 +99,7 @@ def test_other_sizes(name, size, dimensions):
     assert shapes(name, size, dimensions=dimensions)[0].shape == (2, 1000)
 
 
+@pytest.mark.slow
 def test_bfloat16_gradient_is_finite():
     overrides = {"dtype": jnp.bfloat16, "width": 4, "num_classes": 3}
     module, abstract = create("squeezenet1_1", **overrides), shapes("squeezenet1_1", (40, 40, 3), **overrides)[1]
