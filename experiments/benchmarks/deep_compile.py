@@ -7,7 +7,16 @@ against non-finite updates), without the compile cache: seconds to make the stat
 temporary memory of the program as XLA states it, and the median of a few steps. Stages of more than 36 blocks are
 compiled as a loop; `scan` and `remat` rows force or forbid it.
 
-MEASURED
+Measured on 2 x86-64 cores, jax 0.10.2, batch 8:
+
+    network                    switches   state  lowering  compilation  temporaries  step
+    ResNet-110                             6.0 s    2.7 s        6.5 s      149 MiB  0.14 s
+    ResNet-110                 remat       6.2 s    1.3 s        7.8 s       61 MiB  0.19 s
+    pre-activation ResNet-1001            28.8 s    7.8 s       97.0 s    1,448 MiB  1.98 s
+    DenseNet-BC(190, 40)                  44.8 s   11.4 s      106.8 s    5,431 MiB  9.15 s
+
+Of the 97 s of ResNet-1001 the loss, its gradient and the update of SGD with momentum alone take 41 s; the rest is the
+guard, which tests and selects each of 8,000 arrays. Unrolled, its compilation did not finish in 450 s.
 """
 
 import dataclasses
@@ -64,14 +73,13 @@ def measure(name: str, overrides: dict[str, bool], *, batch_size: int, steps: in
         seconds = []
         for _ in range(steps + 1):
             begin = time.perf_counter()
-            state, totals = jax.block_until_ready(compiled(state, batch, seed))
+            state, _ = jax.block_until_ready(compiled(state, batch, seed))
             seconds.append(time.perf_counter() - begin)
     memory = compiled.memory_analysis().temp_size_in_bytes / 2**20
     switches = " ".join(f"{key}={value}" for key, value in overrides.items())
     print(
         f"{name:28}{switches:24}state {made:6.1f} s, lowering {traced:5.1f} s, compilation {built:6.1f} s,"
-        f" temporaries {memory:7,.0f} MiB, step {statistics.median(seconds[1:]):6.2f} s,"
-        f" loss {float(totals['loss'].sum / totals['loss'].count):.5f}",
+        f" temporaries {memory:7,.0f} MiB, step {statistics.median(seconds[1:]):6.2f} s",
         flush=True,
     )
 
