@@ -25,7 +25,6 @@ _NARROW = 8
 """Convolutions from or to at most so many channels are folded on CPU, up to `_FOLDED` channels of output."""
 _FOLDED = 32
 
-
 _in_loop: ContextVar[bool] = ContextVar("in_loop", default=False)
 
 
