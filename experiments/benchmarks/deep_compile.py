@@ -10,13 +10,15 @@ compiled as a loop; `scan` and `remat` rows force or forbid it.
 Measured on 2 x86-64 cores, jax 0.10.2, batch 8:
 
     network                    switches   state  lowering  compilation  temporaries  step
-    ResNet-110                             6.0 s    2.7 s        6.5 s      149 MiB  0.14 s
-    ResNet-110                 remat       6.2 s    1.3 s        7.8 s       61 MiB  0.19 s
-    pre-activation ResNet-1001            28.8 s    7.8 s       97.0 s    1,448 MiB  1.98 s
+    ResNet-110                             6.0 s    2.8 s        5.7 s      142 MiB  0.13 s
+    ResNet-110                 remat       5.8 s    1.6 s        4.3 s       54 MiB  0.19 s
+    pre-activation ResNet-1001            30.8 s    9.5 s       43.1 s    1,449 MiB  1.59 s
     DenseNet-BC(190, 40)                  44.8 s   11.4 s      106.8 s    5,431 MiB  9.15 s
 
-Of the 97 s of ResNet-1001 the loss, its gradient and the update of SGD with momentum alone take 41 s; the rest is the
-guard, which tests and selects each of 8,000 arrays. Unrolled, its compilation did not finish in 450 s.
+ResNet-1001 is a program over 8,000 arrays. Its compilation, 97 s at first, fell to 43 s (other runs: 49, 51, 53) when
+the slices that part a stage's stacked gradients became one kernel (`layers/stacks.py`), and when the guard's choice
+between the new and the old state went into branches: XLA's time grows with the square of the operations in one
+sequence. Unrolled it takes 249 s.
 """
 
 import dataclasses

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcnn.errors import InputError, unknown
+from jaxcnn.layers import stacks
 from jaxcnn.layers.conv import Conv, loop_body
 from jaxcnn.layers.norm import norm
 from jaxcnn.layers.window import traced_as_written
@@ -209,9 +210,10 @@ class Stage(nn.Module):
             one = jax.checkpoint(one, prevent_cse=not scan)
         held = [{c: tree[name] for c, tree in self.variables.items() if name in tree} for name in names]
         if scan:
+            together = {c: stacks.stack([variables[c] for variables in held]) for c in held[0]}
             with loop_body():
-                x, stacked = jax.lax.scan(one, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *held))
-            moved = [jax.tree.map(lambda leaf, n=n: leaf[n], stacked) for n in range(len(names))]
+                x, stacked = jax.lax.scan(one, x, together)
+            moved = stacks.unstack(stacked, len(names))
         else:
             moved = []
             for variables in held:

@@ -13,6 +13,7 @@ from jaxcnn import metrics as metric_table
 from jaxcnn import optim, parallel
 from jaxcnn.data.loader import gather
 from jaxcnn.errors import InputError
+from jaxcnn.layers.stacks import joined
 from jaxcnn.losses import LossFn, classification
 from jaxcnn.metrics import Metric, Total
 from jaxcnn.train import rng
@@ -42,8 +43,9 @@ def make_train_step(
 ) -> TrainStep:
     """`step(state, batch, seed) -> (state, totals)`; under jit the old state's buffers are given up to the new one.
 
-    `totals` holds (sum, count) of the loss and of every metric over the batch, and `skipped`: a step whose loss,
-    gradient or result is not finite changes neither params nor optimiser nor collections, only the counters.
+    `totals` holds (sum, count) of the loss and of every metric over the batch, and `skipped`: a step whose loss or
+    result is not finite changes neither params nor optimiser nor collections, only the counters. An infinite gradient
+    reaches the optimiser as NaN, which no clipping hides.
     With `accumulate` n the batch is divided into n micro-batches of every n-th example; each is normalised by
     itself and moves the BatchNorm statistics in turn, and the gradients are averaged.
     """
@@ -97,6 +99,7 @@ def _next_state(
     ema_decay: float | None,
 ) -> tuple[TrainState, Totals]:
     """The state after the update, or, where something is not finite, the old one with its counters moved."""
+    grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, jnp.nan), grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = None
@@ -104,10 +107,10 @@ def _next_state(
         if ema_decay is None:
             raise InputError("the state has a moving average: give make_train_step its ema_decay")
         average = optim.ema(state.ema, {"params": params, "collections": collections}, ema_decay)
-    ok = _finite((totals["loss"].sum, grads, collections, params)) & _stays_finite(state.opt_state, opt_state)
+    ok = _finite((totals["loss"].sum, collections, params)) & _stays_finite(state.opt_state, opt_state)
     new = (params, collections, opt_state, average)
     old = (state.params, state.collections, state.opt_state, state.ema)
-    params, collections, opt_state, average = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
+    params, collections, opt_state, average = _choose(ok, new, old)
     skipped = 1 - ok.astype(jnp.int32)
     counters = state.counters | {
         "skipped": state.counters["skipped"] + skipped,
@@ -152,6 +155,27 @@ def _add(a: PyTree | None, b: PyTree) -> PyTree:
     return b if a is None else jax.tree.map(jnp.add, a, b)
 
 
+def _choose(ok: Array, new: PyTree, old: PyTree) -> PyTree:
+    """`new` where `ok`, else `old`.
+
+    XLA for CPU compiles a sequence of operations in a time that grows with the square of their number, so a state of
+    thousands of arrays is chosen in branches, each a sequence of its own.
+    """
+    if jax.default_backend() != "cpu":
+        return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
+    leaves, structure = jax.tree.flatten(new)
+    others = jax.tree.leaves(old)
+    chosen = []
+    for i in range(0, len(leaves), BRANCH):
+        part = slice(i, i + BRANCH)
+        chosen += jax.lax.cond(ok, lambda a, b: a, lambda a, b: b, leaves[part], others[part])
+    return structure.unflatten(chosen)
+
+
+BRANCH = 512
+"""Arrays in one branch."""
+
+
 def _finite(tree: PyTree) -> Array:
     return _all(jnp.isfinite, tree)
 
@@ -172,8 +196,8 @@ def _all(test: Callable[..., Array], *trees: PyTree) -> Array:
     for leaves in zip(*map(jax.tree.leaves, trees), strict=True):
         if jnp.issubdtype(leaves[0].dtype, jnp.inexact):
             groups.setdefault((leaves[0].shape, leaves[0].dtype), []).append(leaves)
-    stacks = jax.lax.optimization_barrier([[*map(jnp.stack, zip(*leaves, strict=True))] for leaves in groups.values()])
-    answers = [test(*stack).all() for stack in stacks]
+    joint = jax.lax.optimization_barrier([[*map(joined, zip(*leaves, strict=True))] for leaves in groups.values()])
+    answers = [test(*arrays).all() for arrays in joint]
     return jax.lax.optimization_barrier(jnp.stack(answers)).all() if answers else jnp.bool_(True)
 
 
