@@ -30,7 +30,7 @@ def unstack(tree: PyTree, n: int) -> list[PyTree]:
 
 
 def _at(leaf: Array, i: Array) -> Array:
-    start, shape = (i, *(0,) * (leaf.ndim - 1)), (1, *leaf.shape[1:])
+    start, shape = (i, *(jnp.int32(0),) * (leaf.ndim - 1)), (1, *leaf.shape[1:])
     return jax.lax.dynamic_slice(leaf, start, shape, allow_negative_indices=False).reshape(shape[1:])
 
 
