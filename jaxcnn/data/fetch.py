@@ -1,36 +1,10 @@
-"""Download the original files over https, pinned by size and SHA-256."""
+"""The original files of the data sets, pinned by size and SHA-256."""
 
-import hashlib
-import http.client
-import os
-import ssl
-import urllib.error
-import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-from jaxcnn import __version__
-from jaxcnn.errors import InputError, unknown
-
-TIMEOUT_SECONDS = 30
-CHUNK_BYTES = 1 << 20
-SCHEMES = ("https",)
-
-Progress = Callable[[str, int, int], None]
-"""Called with the file name, the bytes held so far and the bytes expected."""
-
-
-@dataclass(frozen=True)
-class Remote:
-    url: str
-    size: int
-    sha256: str
-
-    @property
-    def name(self) -> str:
-        return self.url.rpartition("/")[2]
+from jaxcnn.download import Progress, Remote, download
+from jaxcnn.errors import unknown
 
 
 @dataclass(frozen=True)
@@ -141,95 +115,4 @@ def fetch(name: str, data_dir: Path | str, *, progress: Progress | None = None) 
     if name not in FILES:
         raise unknown("data set to fetch", name, FILES)
     folder = Path(data_dir) / name
-    report = progress or (lambda name, held, expected: None)
-    return [_fetch_file(remote, folder / remote.name, report) for remote in FILES[name].files]
-
-
-def _fetch_file(remote: Remote, target: Path, progress: Progress) -> Path:
-    try:
-        if target.exists():
-            _require_pinned(remote, target, f"{target} is not the pinned original", "move it away and fetch again")
-            return target
-        partial = target.with_name(target.name + ".partial")
-        _download(remote, partial, progress)
-        try:
-            _require_pinned(remote, partial, f"download of {remote.url} is wrong", "nothing was kept; try again")
-        except InputError:
-            partial.unlink()
-            raise
-        os.replace(partial, target)
-    except urllib.error.HTTPError as error:
-        raise InputError(f"cannot download {remote.url}: HTTP {error.code} {error.reason}") from error
-    except (
-        urllib.error.URLError,
-        http.client.HTTPException,
-        TimeoutError,
-        ConnectionError,
-        ssl.SSLError,
-    ) as error:
-        reason = getattr(error, "reason", error)
-        raise InputError(f"cannot download {remote.url}: {reason}: run the same command again to go on") from error
-    except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror or error}") from error
-    return target
-
-
-def _require_pinned(remote: Remote, path: Path, problem: str, remedy: str) -> None:
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    if (size, sha256) != (remote.size, remote.sha256):
-        raise InputError(
-            f"{problem}: {size} bytes with SHA-256 {sha256}, expected {remote.size} bytes with "
-            f"{remote.sha256}: {remedy}"
-        )
-
-
-def _download(remote: Remote, partial: Path, progress: Progress) -> None:
-    """Complete `partial`; at most one byte more than expected is taken from the server."""
-    held = partial.stat().st_size if partial.exists() else 0
-    if held > remote.size:
-        held = 0
-    if held == remote.size:
-        return
-    with _open(remote.url, held) as response:
-        if response.status != 206:  # no range served: from the start
-            held = 0
-        promised = held + int(response.headers.get("Content-Length", remote.size - held))
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "ab" if held else "wb") as file:
-            progress(remote.name, held, remote.size)
-            while held <= remote.size and (chunk := response.read(min(CHUNK_BYTES, remote.size + 1 - held))):
-                file.write(chunk)
-                held += len(chunk)
-                progress(remote.name, held, remote.size)
-            file.flush()
-            os.fsync(file.fileno())
-    if held < min(promised, remote.size):
-        raise ConnectionError(f"the connection broke off after {held} of {remote.size} bytes")
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
-        _require_scheme(newurl)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _require_scheme(url: str) -> None:
-    if url.partition(":")[0].lower() not in SCHEMES:
-        raise InputError(f"will not download from {url}: expected {' or '.join(SCHEMES)}")
-
-
-def _open(url: str, start: int) -> http.client.HTTPResponse:
-    _require_scheme(url)
-    headers = {"User-Agent": f"jaxcnn/{__version__}"} | ({"Range": f"bytes={start}-"} if start else {})
-    request = urllib.request.Request(url, headers=headers)
-    return urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT_SECONDS)
+    return [download(remote, folder / remote.name, progress=progress) for remote in FILES[name].files]

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxcnn.data import fetch as fetch_module
+from jaxcnn import download as download_module
 from jaxcnn.data.fetch import FILES, Original, Remote, fetch
 from jaxcnn.data.sources import SOURCES
 from jaxcnn.errors import InputError
@@ -69,7 +69,7 @@ def server(monkeypatch):
     url = f"http://127.0.0.1:{server.server_port}/set.bin"
     made = Original((Remote(url, len(CONTENT), PIN),), licence="none", citation="none")
     monkeypatch.setitem(FILES, "made", made)
-    monkeypatch.setattr(fetch_module, "SCHEMES", ("http",))
+    monkeypatch.setattr(download_module, "SCHEMES", ("http",))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     yield server
     server.shutdown()
@@ -179,11 +179,11 @@ def test_a_redirect_from_https_to_http_is_refused():
     request = urllib.request.Request("https://example.org/set.bin")
     target = "http://example.org/set.bin"
     with pytest.raises(InputError, match="will not download from http:"):
-        fetch_module._Redirects().redirect_request(request, io.BytesIO(), 302, "", HTTPMessage(), target)
+        download_module._Redirects().redirect_request(request, io.BytesIO(), 302, "", HTTPMessage(), target)
 
 
 def test_only_https_is_spoken(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(fetch_module, "SCHEMES", ("https",))
+    monkeypatch.setattr(download_module, "SCHEMES", ("https",))
     with pytest.raises(InputError, match=r"will not download from http:.*expected https"):
         fetch("made", tmp_path)
     assert server.requests == []
@@ -196,7 +196,8 @@ def test_the_table_is_complete_and_names_files_the_sources_read():
         assert original.citation
         for remote in original.files:
             assert remote.url.startswith("https://")
-            assert re.fullmatch("[0-9a-f]{64}", remote.sha256)
+            assert remote.size
+            assert re.fullmatch("[0-9a-f]{64}", remote.sha256 or "")
     with pytest.raises(InputError, match="did you mean 'cifar100'"):
         fetch("cifar1000", "anywhere")
 
