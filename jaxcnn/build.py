@@ -19,6 +19,7 @@ from jaxcnn.data.augment import Augmentation, augment
 from jaxcnn.data.loader import gather
 from jaxcnn.data.preprocess import Preprocessing
 from jaxcnn.errors import InputError
+from jaxcnn.transfer import Frozen
 from jaxcnn.types import Array, ArrayLike, Batch
 
 SMOKE_EXAMPLES = 256
@@ -78,15 +79,16 @@ def _load(data: Data, usual: tuple[int, int, int], data_dir: Path | None, channe
     )
 
 
-def module(model: Model, *, num_classes: int) -> nn.Module:
-    """The model that the configuration names, for so many classes."""
+def module(model: Model, *, num_classes: int, freeze: str = "") -> nn.Module:
+    """The model that the configuration names, for so many classes; `Frozen` where `freeze` is given."""
     overrides: dict[str, Any] = dict(model.overrides)
     for taken, remedy in (("num_classes", "the data decides"), ("dtype", "give --model.dtype"), ("name", "drop it")):
         if taken in overrides:
             raise InputError(f"--model.overrides {taken} cannot be given: {remedy}")
     if model.dtype != "float32":
         overrides["dtype"] = jnp.dtype(model.dtype)
-    return models.create(model.name, num_classes=num_classes, **overrides)
+    net = models.create(model.name, num_classes=num_classes, **overrides)
+    return Frozen(net, freeze) if freeze else net
 
 
 def optimizer(experiment: Experiment, *, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -105,6 +107,8 @@ def optimizer(experiment: Experiment, *, steps: int) -> tuple[optax.GradientTran
         weight_decay=settings.weight_decay,
         decay_mask=settings.decay_mask,
         clip_norm=settings.clip_norm,
+        freeze=settings.freeze,
+        rates=settings.rates,
         **settings.options,
     )
     return transformation, schedule

@@ -53,10 +53,11 @@ class _Flags:
 
 COMMANDS = {
     "train": "train a network: jaxcnn train [EXPERIMENT.py] [--flags]",
-    "eval": "count the right answers of a finished run: jaxcnn eval RUN [--json]",
-    "predict": "name what is on pictures: jaxcnn predict RUN IMAGE...",
+    "eval": "count the right answers of a run or of weights: jaxcnn eval RUN | --model NAME --weights FILE",
+    "predict": "name what is on pictures: jaxcnn predict RUN IMAGE... | --model NAME --weights FILE IMAGE...",
     "list": "show the models: jaxcnn list [--json]",
     "summary": "explain a network layer by layer: jaxcnn summary MODEL [--input H W C] [--json]",
+    "weights": "public weights: jaxcnn weights list | show | fetch | convert | export",
     "data": "download a data set: jaxcnn data fetch NAME",
 }
 
@@ -124,7 +125,7 @@ def parse(experiment: Experiment, args: Sequence[str]) -> tuple[Launch, Experime
         experiment = dataclasses.replace(experiment, train=train)
     base = experiment
     model = dataclasses.replace(base.model, overrides={})
-    optim = dataclasses.replace(base.optim, options={}, schedule_options={})
+    optim = dataclasses.replace(base.optim, options={}, schedule_options={}, rates={})
     default = _Flags(experiment=dataclasses.replace(base, model=model, optim=optim))
     parsed = tyro.cli(_Flags, args=list(args), default=default, prog=f"{experiment.name}", description="")
     launch, experiment = parsed.launch, _with_options(base, parsed.experiment)
@@ -146,6 +147,7 @@ def _with_options(base: Experiment, given: Experiment) -> Experiment:
 
     optim = merged(base.optim, given.optim, "name", "options")
     optim = merged(base.optim, optim, "schedule", "schedule_options")
+    optim = dataclasses.replace(optim, rates=optim.rates or base.optim.rates)  # their order counts: all or none
     return dataclasses.replace(given, model=merged(base.model, given.model, "name", "overrides"), optim=optim)
 
 
@@ -193,7 +195,7 @@ def train(experiment: Experiment, launch: Launch, name: str, stop: StopRequest) 
     data = build.splits(experiment, data_dir=launch.data_dir, smoke=launch.smoke)
     settings = experiment.train
     steps = config.total_steps(settings, examples=len(data.train), batch_size=experiment.data.batch_size)
-    net = build.module(experiment.model, num_classes=len(data.classes))
+    net = build.module(experiment.model, num_classes=len(data.classes), freeze=experiment.optim.freeze)
     optimizer, schedule = build.optimizer(experiment, steps=steps)
     parallel.check_divisible(experiment.data.batch_size, devices=jax.device_count(), accumulate=settings.accumulate)
     parameters = build.check_model(net, data.train.images)
@@ -203,7 +205,7 @@ def train(experiment: Experiment, launch: Launch, name: str, stop: StopRequest) 
     path = launch.runs_dir / experiment.name / name
     variables = None
     if experiment.init_from and not (path / "summary.json").exists():  # on resuming too, if no checkpoint is whole
-        variables = report.load_variables(Path(experiment.init_from))
+        variables = report.initial_variables(experiment, net, data.train.images)
     stop.check()
 
     with run.RunDirectory(

@@ -1,4 +1,4 @@
-"""The commands beside `train`: eval, predict, list, summary, data."""
+"""The commands beside `train`: eval, predict, list, summary, data, weights."""
 
 import dataclasses
 import json
@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import tyro
 
 from jaxcnn import config
-from jaxcnn.config import Experiment
 from jaxcnn.errors import InputError, unknown
 from jaxcnn.files import load_file
 
@@ -25,11 +24,40 @@ class _DataFlags:
 
 
 @dataclass(frozen=True)
-class Eval:
-    """Counts the right answers of a run on its test split."""
+class _Source:
+    model: str | None = None
+    """With --weights: one of `jaxcnn list`."""
+    weights: str | None = None
+    """In place of a run: a .safetensors, .npz or Keras .h5 file, or NAME.TAG of `jaxcnn weights list`, once fetched."""
+    layout: str | None = None
+    """How the file names its layers; by default the layout that fits best."""
+    preprocessing: str | None = None
+    """What images go through: imagenet, imagenet_bicubic, inception, caffe or squeezenet; by default the layout's."""
 
-    run: tyro.conf.Positional[Path]
+
+def _trained(run: Path | None, source: _Source) -> Any:
+    if (run is None) == (source.weights is None):
+        raise InputError("give a run directory, or a model and its weights: --model NAME --weights FILE")
+    from jaxcnn import trained
+
+    if run is not None:
+        for flag in ("model", "layout", "preprocessing"):
+            if getattr(source, flag) is not None:
+                raise InputError(f"--{flag} belongs to --weights: run {run} has its own")
+        return trained.of_run(run)
+    assert source.weights is not None
+    return trained.of_weights(
+        source.weights, model=source.model, layout=source.layout, preprocessing=source.preprocessing
+    )
+
+
+@dataclass(frozen=True)
+class Eval:
+    """Counts the right answers of a run, or of published weights, on a test split."""
+
+    run: tyro.conf.Positional[Path | None] = None
     """Run directory."""
+    source: tyro.conf.OmitArgPrefixes[_Source] = dataclasses.field(default_factory=_Source)
     data: _DataFlags = dataclasses.field(default_factory=_DataFlags)
     data_dir: Path | None = None
     json: bool = False
@@ -39,34 +67,33 @@ def eval_command(args: Sequence[str]) -> int:
     flags = tyro.cli(Eval, args=list(args), prog="jaxcnn eval")
     if flags.data.batch_size < 1:
         raise InputError(f"--data.batch-size {flags.data.batch_size} must be at least 1")
-    loaded = _load(flags.run)
+    trained = _trained(flags.run, flags.source)
     import jax
 
     from jaxcnn import build, parallel
     from jaxcnn.data.loader import eval_batches
     from jaxcnn.train import evaluate, make_eval_step
 
-    experiment = loaded.experiment
+    experiment = trained.experiment
     if flags.data.name:
         data_settings = dataclasses.replace(experiment.data, name=flags.data.name)
         experiment = dataclasses.replace(experiment, data=data_settings)
     data = build.splits(experiment, data_dir=flags.data_dir)
-    net = build.module(experiment.model, num_classes=loaded.num_classes)
-    if len(data.classes) != loaded.num_classes:
+    what = f"run {flags.run}" if flags.run else f"the weights {flags.source.weights}"
+    if len(data.classes) != trained.num_classes:
         raise InputError(
-            f"run {flags.run} knows {loaded.num_classes} classes, data set {experiment.data.name} has"
-            f" {len(data.classes)}"
+            f"{what} knows {trained.num_classes} classes, data set {experiment.data.name} has {len(data.classes)}"
         )
-    if data.test.images.shape[1:] != loaded.input:
+    if data.test.images.shape[1:] != trained.input:
         raise InputError(
-            f"run {flags.run} was trained on images of {loaded.input}, those of {experiment.data.name} are"
+            f"{what} takes images of {trained.input}, those of {experiment.data.name} are"
             f" {data.test.images.shape[1:]} (h, w, c)"
         )
     mesh = parallel.make_mesh()
-    step = make_eval_step(net, prepare=build.prepare_eval(experiment, loaded.preprocessing))
+    step = make_eval_step(trained.network, prepare=lambda batch: {**batch, "image": trained.preprocess(batch["image"])})
     batches = eval_batches(data.test.images, data.test.labels, batch_size=flags.data.batch_size, mesh=mesh)
     with jax.set_mesh(mesh):
-        result = evaluate(step, loaded.variables, batches())
+        result = evaluate(step, trained.variables, batches())
     if flags.json:
         print(json.dumps(result))
     else:
@@ -76,83 +103,39 @@ def eval_command(args: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class Predict:
-    """Names what is on pictures, by a trained run."""
+    """Names what is on pictures, by a trained run or published weights."""
 
-    run: tyro.conf.Positional[Path]
-    """Run directory."""
-    images: tyro.conf.Positional[tuple[Path, ...]]
-    """JPEG or PNG files."""
+    paths: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directory, unless --weights is given, and JPEG or PNG files."""
+    source: tyro.conf.OmitArgPrefixes[_Source] = dataclasses.field(default_factory=_Source)
     top_k: int = 5
     json: bool = False
 
 
 def predict_command(args: Sequence[str]) -> int:
     flags = tyro.cli(Predict, args=list(args), prog="jaxcnn predict")
-    if not flags.images:
+    run, images = (None, flags.paths) if flags.source.weights else (flags.paths[:1], flags.paths[1:])
+    if not images:
         raise InputError("give at least one image: jaxcnn predict RUN IMAGE...")
     if flags.top_k < 1:
         raise InputError(f"--top-k {flags.top_k} must be at least 1")
-    loaded = _load(flags.run)
+    trained = _trained(run[0] if run else None, flags.source)
     import jax
     import jax.numpy as jnp
     import numpy as np
 
-    from jaxcnn import build
-    from jaxcnn.data.sources import read_image
-
-    experiment = loaded.experiment
-    net = build.module(experiment.model, num_classes=loaded.num_classes)
-    height, width, channels = loaded.input
-    images = np.stack([read_image(path, size=(height, width), channels=channels) for path in flags.images])
-    batch = build.prepare_eval(experiment, loaded.preprocessing)({"image": images})
-    logits = jax.jit(lambda v, x: net.apply(v, x, train=False))(loaded.variables, batch["image"])
+    pictures = trained.preprocess(np.stack([trained.read(path) for path in images]))
+    logits = jax.jit(lambda v, x: trained.network.apply(v, x, train=False))(trained.variables, pictures)
     shares = np.asarray(jax.nn.softmax(jnp.asarray(logits, jnp.float32)))
-    for path, row in zip(flags.images, shares, strict=True):
+    classes = trained.classes or tuple(f"class {i}" for i in range(shares.shape[1]))
+    for path, row in zip(images, shares, strict=True):
         order = np.argsort(-row, kind="stable")[: flags.top_k]
-        best = [{"class": loaded.classes[i], "probability": round(float(row[i]), 6)} for i in order]
+        best = [{"class": classes[i], "probability": round(float(row[i]), 6)} for i in order]
         if flags.json:
             print(json.dumps({"image": str(path), "top": best}))
         else:
             print(f"{path}: " + ", ".join(f"{one['class']} {one['probability']:.1%}" for one in best))
     return 0
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    experiment: Experiment
-    variables: Any
-    preprocessing: Any
-    classes: list[str]
-    input: tuple[int, int, int]
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.classes)
-
-
-def _load(run: Path) -> _Loaded:
-    """What a run directory holds, verified; `InputError` where it is none, or has no checkpoint."""
-    from jaxcnn import platform
-
-    platform.setup()
-    import jax
-
-    from jaxcnn import report
-    from jaxcnn.data import preprocess
-    from jaxcnn.train.run import read_json
-
-    if not (run / "config.json").is_file():
-        raise InputError(f"{run} is not a run directory: it has no config.json")
-    experiment = config.from_json(read_json(run / "config.json"))
-    jax.config.update("jax_enable_x64", experiment.model.dtype == "float64")
-    data = read_json(run / "data.json")
-    return _Loaded(
-        experiment,
-        report.load_variables(run),
-        preprocess.load(run / "preprocessing.npz"),
-        data["classes"],
-        tuple(data["input"]),
-    )
 
 
 def list_command(args: Sequence[str]) -> int:
@@ -245,6 +228,12 @@ def _console(kind: Any) -> Any:
     return kind() if sys.stdout.isatty() else kind(width=200)
 
 
+def weights_command(args: Sequence[str]) -> int:
+    from jaxcnn import weights_cli
+
+    return weights_cli.main(args)
+
+
 def data_command(args: Sequence[str]) -> int:
     """`jaxcnn data fetch NAME`: the original files, pinned by size and SHA-256."""
     if not args or args[0] not in ("fetch",):
@@ -264,12 +253,12 @@ def data_command(args: Sequence[str]) -> int:
     from jaxcnn.data.fetch import fetch
     from jaxcnn.data.sources import default_data_dir
 
-    for path in fetch(flags.name, flags.data_dir or default_data_dir(), progress=_progress):
+    for path in fetch(flags.name, flags.data_dir or default_data_dir(), progress=show_progress):
         print(path)
     return 0
 
 
-def _progress(file: str, held: int, expected: int) -> None:
+def show_progress(file: str, held: int, expected: int) -> None:
     print(f"\r{file}: {held / 1e6:.1f} of {expected / 1e6:.1f} MB", end="", file=sys.stderr, flush=True)
     if held >= expected:
         print(file=sys.stderr)

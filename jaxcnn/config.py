@@ -39,7 +39,8 @@ class Data:
     image_size: tuple[int, int] | None = None
     """Height and width that images are scaled to; by default the data's own (digits: the model's input)."""
     preprocessing: str = "standardize"
-    """none, scale, channel_mean, mean_image, standardize, pca, whiten or zca, fitted on the training split."""
+    """none, scale, channel_mean, mean_image, standardize, pca, whiten or zca, fitted on the training split; imagenet or
+    inception, what published weights were trained with."""
     validation: float = 0.0
     """Fraction of the training split held out to select the model; 0 trains on all of it."""
     crop_padding: int = 0
@@ -71,6 +72,10 @@ class Optim:
     """Regular expression over parameter paths: what weight decay applies to."""
     clip_norm: float | None = None
     """Largest global norm of the gradient."""
+    freeze: str = ""
+    """Regular expression over parameter paths: what stays as it starts; BatchNorm there uses its running statistics."""
+    rates: dict[str, float] = field(default_factory=dict)
+    """Factors of the learning rate as `PATTERN FACTOR` pairs; the first pattern found in a parameter's path counts."""
     options: Options = field(default_factory=dict)
     """Further arguments of the Optax optimiser, as `NAME VALUE` pairs: momentum, nesterov, b1, ..."""
 
@@ -113,7 +118,9 @@ class Experiment:
     """Directory of the runs below `--runs-dir`."""
     seed: int = 0
     init_from: str | None = None
-    """Run directory whose weights a new run starts from."""
+    """Run directory, or .safetensors, .npz or .h5 file, whose weights a new run starts from."""
+    init_replace: str = ""
+    """Regular expression over paths such as params/fc/kernel: what --init-from does not give, a new head."""
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
     optim: Optim = field(default_factory=Optim)
@@ -175,6 +182,8 @@ def validate(experiment: Experiment) -> Experiment:
     ]:
         if not 0 <= value < 1:
             raise InputError(f"{flag} {value} must be from 0 up to, but not including, 1")
+    if experiment.init_replace and experiment.init_from is None:
+        raise InputError(f"--init-replace {experiment.init_replace!r} belongs to --init-from: give both")
     if data.image_size is not None and min(data.image_size) < 1:
         raise InputError(f"--data.image-size {data.image_size} must be two positive numbers: height and width")
     if train.early_stopping and not (data.validation and train.eval_every):

@@ -166,6 +166,8 @@ def make_optimizer(
     weight_decay: float = 0.0,
     decay_mask: str = r"kernel$",
     clip_norm: float | None = None,
+    freeze: str = "",
+    rates: Mapping[str, float] | None = None,
     **options: Any,
 ) -> optax.GradientTransformation:
     """The Optax optimiser `name`, with clipping before it and weight decay by parameter path.
@@ -177,10 +179,30 @@ def make_optimizer(
     rate * weight_decay; with momentum or Adam the two differ (Loshchilov & Hutter 2019).
     `clip_norm` bounds the global norm of the gradient, before decay. `options` go to Optax as they are.
 
+    Parameters in whose path `freeze` is found never move and have no state; the norm that is clipped is that of the
+    others. `rates` maps regular expressions to factors of the learning rate (of the whole update, decay included):
+    the first one that is found in a parameter's path counts, and others have 1.
+
     Raises InputError for an unknown optimiser or option, values outside their ranges, optimisers that take
     no schedule or need more than gradients and parameters (lbfgs); at `init`, for a positive decay whose
-    mask finds nothing.
+    mask finds nothing, and for other expressions that do, or a `freeze` that leaves nothing to train.
     """
+    made = _whole_optimizer(name, schedule, weight_decay, decay_mask, clip_norm, options)
+    if freeze:
+        labels = functools.partial(_moving_or_frozen, pattern=_pattern("freeze", freeze))
+        made = optax.partition({"moving": made, "frozen": optax.set_to_zero()}, labels)
+    return optax.chain(made, _scaled(rates)) if rates else made
+
+
+def _whole_optimizer(
+    name: str,
+    schedule: optax.Schedule,
+    weight_decay: float,
+    decay_mask: str,
+    clip_norm: float | None,
+    options: Mapping[str, Any],
+) -> optax.GradientTransformation:
+    """Clipping, decay and the optimiser, for all parameters alike."""
     if name not in optimizers():
         raise unknown("optimizer", name, optimizers())
     weight_decay = _number("weight_decay", weight_decay)
@@ -189,7 +211,7 @@ def make_optimizer(
     decay_names = [parameter for parameter in parameters if parameter in _DECAY_NAMES]
     _check_options(f"optimizer {name!r}", options, [p for p in parameters if p not in ("learning_rate", *decay_names)])
     _check_usable(name, factory, options)
-    mask = functools.partial(_decayed, pattern=_pattern(decay_mask), required=weight_decay > 0)
+    mask = functools.partial(_decayed, pattern=_pattern("decay mask", decay_mask), required=weight_decay > 0)
     if clip_norm is not None and _number("clip_norm", clip_norm) == 0:
         raise InputError("clip_norm is 0, which stops all learning: expected a positive number, or None")
     clip = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
@@ -224,20 +246,57 @@ def _check_usable(name: str, factory: Callable[..., Any], options: Mapping[str, 
 
 def _decayed(parameters: PyTree, *, pattern: re.Pattern[str], required: bool) -> PyTree:
     """True for each parameter to decay. Raises InputError if there is none although one is `required`."""
+    found = jax.tree.map(
+        lambda found, leaf: found and bool(jnp.issubdtype(leaf.dtype, jnp.inexact)),
+        _found(parameters, pattern),
+        parameters,
+    )
+    if required:
+        _check_found(found, f"weight decay on {pattern.pattern!r}", "change the mask or set weight_decay=0")
+    return found
 
-    def decayed(path: Any, leaf: Array) -> bool:
-        found = pattern.search(jax.tree_util.keystr(path, simple=True, separator="/")) is not None
-        return found and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
-    mask = jax.tree_util.tree_map_with_path(decayed, parameters)
-    if required and not any(jax.tree.leaves(mask)):
-        paths, _ = jax.tree_util.tree_flatten_with_path(parameters)
-        names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths[:5]]
-        raise InputError(
-            f"weight decay on {pattern.pattern!r} finds no parameter among {', '.join(names)}, ...: "
-            "change the mask or set weight_decay=0"
-        )
-    return mask
+def _moving_or_frozen(parameters: PyTree, *, pattern: re.Pattern[str]) -> PyTree:
+    """The label of each parameter for `optax.partition`."""
+    found = _found(parameters, pattern)
+    _check_found(found, f"freeze {pattern.pattern!r}", "change the expression or leave it out")
+    if all(jax.tree.leaves(found)):
+        raise InputError(f"freeze {pattern.pattern!r} finds every parameter: nothing is left to train")
+    return jax.tree.map(lambda frozen: "frozen" if frozen else "moving", found)
+
+
+def _scaled(rates: Mapping[str, float]) -> optax.GradientTransformation:
+    """Multiplies the update of each parameter by the factor of the first expression that its path holds."""
+    factors = [(_pattern("rates", text), _number(f"the rate of {text!r}", rate)) for text, rate in rates.items()]
+
+    def init(params: PyTree) -> optax.EmptyState:
+        for pattern, _ in factors:
+            _check_found(_found(params, pattern), f"rates {pattern.pattern!r}", "change the expression")
+        return optax.EmptyState()
+
+    def scale(path: Any, leaf: Array) -> Array:
+        return leaf * next((factor for pattern, factor in factors if pattern.search(_name(path))), 1.0)
+
+    def update(updates: PyTree, state: Any, params: PyTree | None = None) -> tuple[PyTree, Any]:
+        return jax.tree_util.tree_map_with_path(scale, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _found(parameters: PyTree, pattern: re.Pattern[str]) -> PyTree:
+    """For each parameter, whether the pattern is found in its path."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: pattern.search(_name(path)) is not None, parameters)
+
+
+def _check_found(found: PyTree, what: str, remedy: str) -> None:
+    if not any(jax.tree.leaves(found)):
+        paths, _ = jax.tree_util.tree_flatten_with_path(found)
+        names = ", ".join(_name(path) for path, _ in paths[:5])
+        raise InputError(f"{what} finds no parameter among {names}, ...: {remedy}")
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 # --- averages of weights -----------------------------------------------------------------------------------
@@ -307,11 +366,11 @@ def _number(name: str, value: Any, *, low: float = 0, high: float = math.inf) ->
     return float(value)
 
 
-def _pattern(text: str) -> re.Pattern[str]:
+def _pattern(what: str, text: str) -> re.Pattern[str]:
     try:
         return re.compile(text)
     except re.error as error:
-        raise InputError(f"decay mask {text!r} is no regular expression: {error}") from error
+        raise InputError(f"{what} {text!r} is no regular expression: {error}") from error
 
 
 def _check_options(owner: str, options: Mapping[str, Any], accepted: Sequence[str]) -> None:

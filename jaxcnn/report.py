@@ -8,17 +8,22 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
-from jaxcnn import build, metrics, parallel
+from jaxcnn import build, metrics, models, parallel, pretrained
 from jaxcnn.checkpoint import Checkpoints
-from jaxcnn.config import Experiment
+from jaxcnn.config import Experiment, Model
 from jaxcnn.data.loader import eval_batches
 from jaxcnn.data.preprocess import Preprocessing
 from jaxcnn.errors import InputError
 from jaxcnn.files import write_json
+from jaxcnn.pretrained.read import READERS
 from jaxcnn.train.loop import FitResult
 from jaxcnn.train.run import RunDirectory, read_json
+from jaxcnn.train.state import create_state
+from jaxcnn.transfer import merge
 from jaxcnn.tree import state_sha256
 from jaxcnn.types import PyTree
 
@@ -66,11 +71,8 @@ def show(summary: Mapping[str, Any], *, quiet: bool = False) -> None:
 
 def across_seeds(path: Path, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Mean, standard deviation and 95 % interval (Student's t) of the test accuracy; written to `path`."""
-    from scipy.stats import t as student
-
     values = [s["test_accuracy"] for s in summaries]
-    n, mean, std = len(values), statistics.mean(values), statistics.stdev(values)
-    half = float(student.ppf(0.975, n - 1)) * std / n**0.5
+    n, mean, std, half = len(values), statistics.mean(values), statistics.stdev(values), half_interval(values)
     result = {
         "n": n,
         "seeds": [s["seed"] for s in summaries],
@@ -84,11 +86,57 @@ def across_seeds(path: Path, summaries: Sequence[Mapping[str, Any]]) -> dict[str
     return result
 
 
+def half_interval(values: Sequence[float]) -> float:
+    """Half of the 95 % interval of the mean of at least two values, by Student's t."""
+    from scipy.stats import t as student
+
+    n = len(values)
+    return float(student.ppf(0.975, n - 1)) * statistics.stdev(values) / n**0.5
+
+
+def initial_variables(experiment: Experiment, net: nn.Module, images: np.ndarray) -> dict[str, PyTree]:
+    """What `--init-from` gives a new run on `images` (n, h, w, c); where `--init-replace` asks, what the run would
+    begin with otherwise.
+
+    `InputError` for a path that is neither run nor weights file, for weights that do not fit, and for weights whose
+    source differs from `net` in what no shape shows (its epsilon, say).
+    """
+    path, dtype = Path(str(experiment.init_from)), np.float64 if experiment.model.dtype == "float64" else np.float32
+    sample, replace = jax.ShapeDtypeStruct((1, *images.shape[1:]), dtype), experiment.init_replace
+    if path.suffix in READERS:
+        loaded = jax.tree.map(lambda leaf: leaf.astype(dtype), _published(path, experiment.model))
+    else:
+        loaded = load_variables(path)
+
+    def shapes() -> PyTree:
+        made = net.init(jax.random.key(0), jnp.zeros(sample.shape, dtype), train=False)
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), made)
+
+    merged = merge(jax.eval_shape(shapes), loaded, replace=replace)  # says what does not fit before compiling
+    if not replace:
+        return merged
+    fresh = create_state(net, optimizer=optax.identity(), sample=sample, seed=experiment.seed).variables()
+    return merge(fresh, loaded, replace=replace)
+
+
+def _published(path: Path, model: Model) -> dict[str, PyTree]:
+    """The variables of a weights file, whose source is `model` but for the head."""
+    overrides: dict[str, Any] = dict(model.overrides)
+    loaded, net = pretrained.load(model.name, path, **overrides), models.create(model.name, **overrides)
+    lacking = {k: value for k, value in loaded.overrides.items() if k != "num_classes" and getattr(net, k) != value}
+    if lacking:
+        flags = " ".join(f"{field} {value}" for field, value in lacking.items())
+        raise InputError(f"{path} belongs to another {model.name}: give --model.overrides {flags}")
+    return loaded.variables
+
+
 def load_variables(path: Path) -> dict[str, PyTree]:
     """Parameters and collections of a run directory's selected or newest step, nested, on the host."""
     run = path.absolute()
     if not (run / "config.json").is_file():
-        raise InputError(f"{path} is not a run directory: it has no config.json")
+        raise InputError(
+            f"{path} is not a run directory: it has no config.json; files of weights end in {', '.join(READERS)}"
+        )
     checkpoints = Checkpoints(run / "checkpoints", report=lambda message: print(message, file=sys.stderr))
     summary = read_json(run / "summary.json")
     best = summary["selected_step"] if summary else checkpoints.best_step()

@@ -1,5 +1,7 @@
 """Class names of the classic sets in the order of their labels, as their authors publish them."""
 
+from importlib import resources
+
 # fmt: off
 DIGIT_CLASSES = (
     "0", "1", "2", "3", "4", "5", "6", "7", "8", "9",
@@ -24,3 +26,14 @@ CIFAR100_CLASSES = (
     "tulip", "turtle", "wardrobe", "whale", "willow_tree", "wolf", "woman", "worm",
 )
 # fmt: on
+
+
+def imagenet_classes() -> tuple[str, ...]:
+    """The 1,000 classes of ILSVRC 2012 in the order of their WordNet ids, named as in torchvision (BSD-3-Clause)."""
+    return tuple((resources.files("jaxcnn.data") / "imagenet_classes.txt").read_text().splitlines())
+
+
+def class_names(model: str, count: int | None) -> tuple[str, ...] | None:
+    """What the logits of a published network of so many classes stand for, None where that is not known."""
+    cifar = {10: CIFAR10_CLASSES, 100: CIFAR100_CLASSES} if model.startswith("cifar_") else {}
+    return imagenet_classes() if count == 1000 else cifar.get(count or 0)

@@ -1,4 +1,4 @@
-"""Preprocessing fitted on the training split, stored with the run and applied again ever after."""
+"""Preprocessing, fitted on the training split or fixed: stored with the run and applied again ever after."""
 
 import zipfile
 from collections.abc import Callable, Iterator
@@ -158,6 +158,12 @@ def _fit_scale(images: np.ndarray, mean: np.ndarray) -> Arrays:
     return {"mean": half, "std": half}
 
 
+def _fixed(images: np.ndarray, mean: np.ndarray, *, centre: tuple[float, ...], std: tuple[float, ...]) -> Arrays:
+    if mean.ndim != 3 or mean.shape[-1] != 3:
+        raise InputError(f"images of shape {mean.shape}: expected three channels, red, green and blue (h, w, 3)")
+    return {"mean": np.array(centre), "std": np.array(std)}
+
+
 def _fit_pca(images: np.ndarray, mean: np.ndarray) -> Arrays:
     axes, _ = _principal_axes(images, mean)
     return {"mean": mean, "axes": axes, "std": np.ones_like(mean)}
@@ -240,6 +246,10 @@ class Kind(NamedTuple):
     invert: Callable[[Arrays, Array], Array]
 
 
+IMAGENET = {"centre": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+"""Mean and deviation of its training images per channel, as torchvision rounds them."""
+INCEPTION = {"centre": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+
 PREPROCESSINGS = {
     "none": Kind(_no_statistics, _identity, _identity),
     "mean_image": Kind(_fit_mean_image, _shift, _unshift),
@@ -249,6 +259,9 @@ PREPROCESSINGS = {
     "pca": Kind(_fit_pca, _rotate, _unrotate),
     "whiten": Kind(_fit_whiten, _rotate, _unrotate),
     "zca": Kind(_fit_whiten, _zca, _unzca),
+    "imagenet": Kind(partial(_fixed, **IMAGENET), _shift, _unshift),
+    "inception": Kind(partial(_fixed, **INCEPTION), _shift, _unshift),
 }
 """none; minus the mean image; minus the channel means; those over the channel deviations; 0..1 to -1..1;
-centred and rotated onto the principal axes; those over their deviations; and that rotated back."""
+centred and rotated onto the principal axes; those over their deviations; and that rotated back;
+and what published weights were trained with, whatever the training split is, RGB."""

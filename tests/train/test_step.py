@@ -155,6 +155,23 @@ def test_a_nonfinite_batch_changes_nothing_but_the_counters():
     assert (int(state.counters["skipped"]), int(state.counters["skipped_in_a_row"])) == (1, 0)
 
 
+@pytest.mark.parametrize("arrays", [1, 600])
+def test_no_clipping_hides_an_infinite_gradient_nor_does_the_number_of_arrays(arrays):
+    class Root(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, train):
+            names = (f"w{i}" for i in range(arrays))
+            roots = sum(jnp.sqrt(self.param(name, nn.initializers.zeros, (2,))) for name in names)
+            return x[:, 0, 0] * 0 + jnp.broadcast_to(roots, (len(x), 2))
+
+    optimizer = optax.chain(optax.clip(1.0), optax.sgd(0.1))
+    state = create_state(Root(), optimizer=optimizer, sample=jax.ShapeDtypeStruct((1, 1, 1, 2), jnp.float32))
+    step = make_train_step(Root(), optimizer=optimizer, loss_fn=lambda outputs, batch: outputs.sum(1), metrics={})
+    state, totals = step(state, {"image": np.ones((4, 1, 1, 2), np.float32), "label": np.zeros(4, np.int32)}, 0)
+    assert (int(state.counters["skipped"]), float(totals["skipped"].sum)) == (1, 1)
+    jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, [0, 0]), state.params)
+
+
 def test_the_moving_average_covers_parameters_and_statistics():
     decay = 0.75
     _, first = losses_of(Small(), devices=1, steps=1, ema_decay=decay)
