@@ -1,7 +1,7 @@
 """Losses: pure functions that give one number per example, so that the trainer can mask and average them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -106,6 +106,51 @@ def classification(label_smoothing: float = 0.0, *, auxiliary: float = 0.3) -> L
         return loss(main) + auxiliary * sum(map(loss, heads)) if heads else loss(main)
 
     return loss_fn
+
+
+def segmentation(*, class_weights: Sequence[float] | None = None) -> LossFn:
+    """The weighted cross-entropy of every pixel, as the trainer calls it: outputs (b, h, w, k) -> (b,).
+
+    The mean over the pixels of w(x) (-log p), the pixel's label being `batch["label"]` (b, h, w) and
+    p = softmax(logits): equation 1 of Ronneberger et al. 2015, divided by the number of pixels. w is `batch["weight"]`
+    (b, h, w), 1 where the batch has none, times the label's entry of `class_weights`, where given. A pixel of weight
+    0 does not count. Of logits larger than the labels `central` is judged. Raises InputError where the shapes do not
+    belong together.
+    """
+
+    def loss_fn(outputs: Array, batch: Batch) -> Array:
+        labels = jnp.asarray(batch["label"])
+        logits = central(outputs, labels)
+        classes = logits.shape[-1]
+        loss = cross_entropy(logits.reshape(-1, classes), labels.reshape(-1)).reshape(labels.shape)
+        if class_weights is not None:
+            if len(class_weights) != classes:
+                raise InputError(f"{len(class_weights)} class weights for {classes} classes: give one for each")
+            loss *= jnp.asarray(class_weights, loss.dtype)[labels]
+        if "weight" in batch:
+            if batch["weight"].shape != labels.shape:
+                raise InputError(f"weights {batch['weight'].shape} for labels {labels.shape}: the shapes must be equal")
+            loss *= batch["weight"].astype(loss.dtype)
+        return _mean_per_example(loss)
+
+    return loss_fn
+
+
+def central(maps: Array, labels: Array) -> Array:
+    """The middle of maps (b, h', w', k) at the size of `labels` (b, h, w), as a tile with context needs it.
+
+    Raises InputError unless the maps are of that size, or larger by an even number of pixels along each axis.
+    """
+    if maps.ndim != 4 or labels.ndim != 3 or maps.shape[0] != labels.shape[0]:
+        raise InputError(f"maps {maps.shape} with labels {labels.shape}: expected (b, h', w', k) and (b, h, w)")
+    margins = [have - want for have, want in zip(maps.shape[1:3], labels.shape[1:], strict=True)]
+    if any(margin < 0 or margin % 2 for margin in margins):
+        raise InputError(
+            f"maps {maps.shape} with labels {labels.shape}: maps must be of the labels' size or larger by an even "
+            "number of pixels; give the image more context, or labels of another size"
+        )
+    rows, columns = (slice(m // 2, m // 2 + size) for m, size in zip(margins, labels.shape[1:], strict=True))
+    return maps[:, rows, columns]
 
 
 def gaussian() -> LossFn:

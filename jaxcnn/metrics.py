@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcnn.errors import InputError
+from jaxcnn.losses import central
 from jaxcnn.types import Array, Batch
 
 
@@ -45,7 +46,38 @@ def accuracy(outputs: Any, batch: Batch) -> Total:
     return top_k(1)(outputs, batch)
 
 
+def pixel_error(outputs: Array, batch: Batch) -> Total:
+    """The share of pixels whose label has not the largest logit: outputs (b, h, w, k), labels (b, h, w).
+
+    A mean over the examples, whose maps all have one size. Of larger maps `losses.central` is judged; ties, NaN and
+    `batch["mask"]` as in `top_k`.
+    """
+    right = accuracy(central(outputs, batch["label"]), batch)
+    return Total(right.count - right.sum, right.count)
+
+
+def iou(k: int) -> Metric:
+    """Intersection over union of the pixels labelled and those predicted k: outputs (b, h, w, n), labels (b, h, w).
+
+    The total is Total(intersection, union), in pixels, so that their sums over a whole split are divided once: an
+    image without the class weighs nothing. A batch's pixels are counted exactly up to 2^24. Of larger maps
+    `losses.central` is judged; ties as in `top_k`, and NaN predicts nothing. `batch["mask"]` (b,) leaves out examples.
+    """
+
+    def metric(outputs: Array, batch: Batch) -> Total:
+        logits, labels = central(outputs, batch["label"]), batch["label"]
+        predicted = (jnp.argmax(logits, -1) == k) & ~jnp.isnan(logits).any(-1)
+        counted = (_mask(logits, batch) > 0).reshape(-1, 1, 1)
+        both = predicted & (labels == k) & counted
+        either = (predicted | (labels == k)) & counted
+        return Total(both.sum(dtype=jnp.float32), either.sum(dtype=jnp.float32))
+
+    return metric
+
+
 CLASSIFICATION: dict[str, Metric] = {"accuracy": accuracy, "top5": top_k(5)}
+SEGMENTATION: dict[str, Metric] = {"pixel_error": pixel_error, "iou": iou(1)}
+"""Of two classes, 1 being what is looked for; for others, a table with `iou` of theirs."""
 
 
 def confusion(outputs: Array, batch: Batch, k: int) -> Array:
