@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import unflatten_dict
 
 from jaxcnn import build, metrics, models, parallel, pretrained
 from jaxcnn.checkpoint import Checkpoints
@@ -144,21 +145,14 @@ def load_variables(path: Path) -> dict[str, PyTree]:
     restored = checkpoints.restore_first(newest_first if best is None else dict.fromkeys([best, *newest_first]))
     if restored is None:
         raise InputError(f"run {path} has no complete checkpoint yet")
-    nested: dict[str, PyTree] = {}
     average = any(name.startswith("ema/") for name in restored.arrays)
+    flat: dict[str, np.ndarray] = {}
     for name, array in restored.arrays.items():
-        parts = name.split("/")
-        if average and parts[0] == "ema":
-            parts = parts[1:]
-        elif average or parts[0] not in ("params", "collections"):
-            continue
-        if parts[0] == "collections":
-            parts = parts[1:]
-        node = nested
-        for part in parts[:-1]:
-            node = node.setdefault(part, {})
-        node[parts[-1]] = np.asarray(array)
-    return nested
+        if average == name.startswith("ema/"):
+            place = name.removeprefix("ema/")
+            if place.startswith(("params/", "collections/")):
+                flat[place.removeprefix("collections/")] = np.asarray(array)
+    return unflatten_dict(flat, sep="/")
 
 
 def confusion_counts(

@@ -129,11 +129,12 @@ def _export(flags: Export) -> int:
     from jaxcnn import trained
     from jaxcnn.train.run import read_json
 
+    source = trained.of_run(flags.run)
     summary = read_json(flags.run / "summary.json") or {}
-    facts = {"data": trained.of_run(flags.run).experiment.data.name, "licence": flags.licence}
+    facts = {"data": source.experiment.data.name, "licence": flags.licence}
     if "test_accuracy" in summary:
         facts["test accuracy"] = f"{summary['test_accuracy']:.2%} of {summary['test_count']} images"
-    return _write(trained.of_run(flags.run), flags.out, facts)
+    return _write(source, flags.out, facts)
 
 
 def _write(source: Any, out: Path, facts: dict[str, str]) -> int:
