@@ -57,6 +57,7 @@ COMMANDS = {
     "predict": "name what is on pictures: jaxcnn predict RUN IMAGE... | --model NAME --weights FILE IMAGE...",
     "list": "show the models: jaxcnn list [--json]",
     "summary": "explain a network layer by layer: jaxcnn summary MODEL [--input H W C] [--json]",
+    "stylize": "neural style transfer: jaxcnn stylize --content FILE --style FILE --weights FILE --output FILE",
     "weights": "public weights: jaxcnn weights list | show | fetch | convert | export",
     "data": "download a data set: jaxcnn data fetch NAME",
 }
@@ -203,9 +204,9 @@ def train(experiment: Experiment, launch: Launch, name: str, stop: StopRequest) 
     if settings.tensorboard:
         tensorboard()
     path = launch.runs_dir / experiment.name / name
-    variables = None
+    initial = report.Initial(None, None)
     if experiment.init_from and not (path / "summary.json").exists():  # on resuming too, if no checkpoint is whole
-        variables = report.initial_variables(experiment, net, data.train.images)
+        initial = report.initial(experiment, net, data.train.images)
     stop.check()
 
     with run.RunDirectory(
@@ -228,6 +229,8 @@ def train(experiment: Experiment, launch: Launch, name: str, stop: StopRequest) 
         else:
             preprocessing = preprocess.fit(experiment.data.preprocessing, data.train.images)
             preprocessing.save(kept)
+        if initial.pixels and (difference := report.other_pixels(experiment, preprocessing, initial.pixels)):
+            print(f"warning: {difference}", file=sys.stderr)
         directory.write("data.json", {"classes": list(data.classes), "input": list(data.train.images.shape[1:])})
         if not launch.quiet:
             print(
@@ -260,7 +263,7 @@ def train(experiment: Experiment, launch: Launch, name: str, stop: StopRequest) 
             keep_latest=settings.keep_latest,
             keep_best=settings.keep_best,
             directory=directory.path,
-            variables=variables,
+            variables=initial.variables,
             parallel_mode=settings.parallel,
             steps_per_call=1 if jax.default_backend() == "cpu" else settings.steps_per_call,
             tensorboard=settings.tensorboard,

@@ -118,7 +118,8 @@ class Experiment:
     """Directory of the runs below `--runs-dir`."""
     seed: int = 0
     init_from: str | None = None
-    """Run directory, or .safetensors, .npz or .h5 file, whose weights a new run starts from."""
+    """Run directory, .safetensors, .npz or .h5 file, or NAME.TAG of `jaxcnn weights list`, once fetched, whose weights
+    a new run starts from."""
     init_replace: str = ""
     """Regular expression over paths such as params/fc/kernel: what --init-from does not give, a new head."""
     model: Model = field(default_factory=Model)

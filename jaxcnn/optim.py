@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxcnn.errors import InputError, unknown
+from jaxcnn.tree import path_pattern
 from jaxcnn.types import Array, PyTree
 
 # --- schedules ---------------------------------------------------------------------------------------------
@@ -189,7 +190,7 @@ def make_optimizer(
     """
     made = _whole_optimizer(name, schedule, weight_decay, decay_mask, clip_norm, options)
     if freeze:
-        labels = functools.partial(_moving_or_frozen, pattern=_pattern("freeze", freeze))
+        labels = functools.partial(_moving_or_frozen, pattern=path_pattern("freeze", freeze))
         made = optax.partition({"moving": made, "frozen": optax.set_to_zero()}, labels)
     return optax.chain(made, _scaled(rates)) if rates else made
 
@@ -211,7 +212,7 @@ def _whole_optimizer(
     decay_names = [parameter for parameter in parameters if parameter in _DECAY_NAMES]
     _check_options(f"optimizer {name!r}", options, [p for p in parameters if p not in ("learning_rate", *decay_names)])
     _check_usable(name, factory, options)
-    mask = functools.partial(_decayed, pattern=_pattern("decay mask", decay_mask), required=weight_decay > 0)
+    mask = functools.partial(_decayed, pattern=path_pattern("decay mask", decay_mask), required=weight_decay > 0)
     if clip_norm is not None and _number("clip_norm", clip_norm) == 0:
         raise InputError("clip_norm is 0, which stops all learning: expected a positive number, or None")
     clip = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
@@ -267,7 +268,7 @@ def _moving_or_frozen(parameters: PyTree, *, pattern: re.Pattern[str]) -> PyTree
 
 def _scaled(rates: Mapping[str, float]) -> optax.GradientTransformation:
     """Multiplies the update of each parameter by the factor of the first expression that its path holds."""
-    factors = [(_pattern("rates", text), _number(f"the rate of {text!r}", rate)) for text, rate in rates.items()]
+    factors = [(path_pattern("rates", text), _number(f"the rate of {text!r}", rate)) for text, rate in rates.items()]
 
     def init(params: PyTree) -> optax.EmptyState:
         for pattern, _ in factors:
@@ -364,13 +365,6 @@ def _number(name: str, value: Any, *, low: float = 0, high: float = math.inf) ->
         limit = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
         raise InputError(f"{name} is {value!r}: expected a finite number {limit}")
     return float(value)
-
-
-def _pattern(what: str, text: str) -> re.Pattern[str]:
-    try:
-        return re.compile(text)
-    except re.error as error:
-        raise InputError(f"{what} {text!r} is no regular expression: {error}") from error
 
 
 def _check_options(owner: str, options: Mapping[str, Any], accepted: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,13 +13,16 @@ import numpy as np
 import optax
 from flax.traverse_util import unflatten_dict
 
-from jaxcnn import build, metrics, models, parallel, pretrained
+from jaxcnn import build, metrics, models, parallel
 from jaxcnn.checkpoint import Checkpoints
-from jaxcnn.config import Experiment, Model
+from jaxcnn.config import Experiment
 from jaxcnn.data.loader import eval_batches
 from jaxcnn.data.preprocess import Preprocessing
 from jaxcnn.errors import InputError
 from jaxcnn.files import write_json
+from jaxcnn.pretrained import Pretrained, store
+from jaxcnn.pretrained.index import INDEX
+from jaxcnn.pretrained.pixels import PREPROCESSINGS, Pixels, of_fitted
 from jaxcnn.pretrained.read import READERS
 from jaxcnn.train.loop import FitResult
 from jaxcnn.train.run import RunDirectory, read_json
@@ -95,19 +98,28 @@ def half_interval(values: Sequence[float]) -> float:
     return float(student.ppf(0.975, n - 1)) * statistics.stdev(values) / n**0.5
 
 
-def initial_variables(experiment: Experiment, net: nn.Module, images: np.ndarray) -> dict[str, PyTree]:
+class Initial(NamedTuple):
+    """What a new run begins with, and what the weights it took expect of pixels, None where that is not known."""
+
+    variables: dict[str, PyTree] | None
+    pixels: Pixels | None
+
+
+def initial(experiment: Experiment, net: nn.Module, images: np.ndarray) -> Initial:
     """What `--init-from` gives a new run on `images` (n, h, w, c); where `--init-replace` asks, what the run would
     begin with otherwise.
 
-    `InputError` for a path that is neither run nor weights file, for weights that do not fit, and for weights whose
-    source differs from `net` in what no shape shows (its epsilon, say).
+    `InputError` for what is neither run nor weights file nor fetched weights of the index, for weights that do not
+    fit, and for weights whose source differs from `net` in what no shape shows (its epsilon, say).
     """
-    path, dtype = Path(str(experiment.init_from)), np.float64 if experiment.model.dtype == "float64" else np.float32
+    source, dtype = str(experiment.init_from), np.float64 if experiment.model.dtype == "float64" else np.float32
+    path = Path(source)
     sample, replace = jax.ShapeDtypeStruct((1, *images.shape[1:]), dtype), experiment.init_replace
-    if path.suffix in READERS:
-        loaded = jax.tree.map(lambda leaf: leaf.astype(dtype), _published(path, experiment.model))
+    if source in INDEX or path.suffix in READERS or path.is_file():
+        published = _published(source, experiment)
+        loaded, pixels = jax.tree.map(lambda leaf: leaf.astype(dtype), published.variables), published.preprocessing
     else:
-        loaded = load_variables(path)
+        loaded, pixels = load_variables(path), None
 
     def shapes() -> PyTree:
         made = net.init(jax.random.key(0), jnp.zeros(sample.shape, dtype), train=False)
@@ -115,20 +127,39 @@ def initial_variables(experiment: Experiment, net: nn.Module, images: np.ndarray
 
     merged = merge(jax.eval_shape(shapes), loaded, replace=replace)  # says what does not fit before compiling
     if not replace:
-        return merged
+        return Initial(merged, pixels)
     fresh = create_state(net, optimizer=optax.identity(), sample=sample, seed=experiment.seed).variables()
-    return merge(fresh, loaded, replace=replace)
+    return Initial(merge(fresh, loaded, replace=replace), pixels)
 
 
-def _published(path: Path, model: Model) -> dict[str, PyTree]:
-    """The variables of a weights file, whose source is `model` but for the head."""
+def _published(source: str, experiment: Experiment) -> Pretrained:
+    """Weights of a file or of the index, whose source is the experiment's model but for the head."""
+    model = experiment.model
     overrides: dict[str, Any] = dict(model.overrides)
-    loaded, net = pretrained.load(model.name, path, **overrides), models.create(model.name, **overrides)
+    loaded, net = store.load(source, model=model.name, **overrides), models.create(model.name, **overrides)
     lacking = {k: value for k, value in loaded.overrides.items() if k != "num_classes" and getattr(net, k) != value}
     if lacking:
         flags = " ".join(f"{field} {value}" for field, value in lacking.items())
-        raise InputError(f"{path} belongs to another {model.name}: give --model.overrides {flags}")
-    return loaded.variables
+        raise InputError(f"{source} belongs to another {model.name}: give --model.overrides {flags}")
+    return loaded
+
+
+def other_pixels(experiment: Experiment, preprocessing: Preprocessing, expected: Pixels) -> str:
+    """One line where a run's preprocessing is not what the weights it starts from expect; empty where it is.
+
+    Also empty for another number of channels than the run's, where `expected` is its family's and not the file's.
+    """
+    if len(expected.mean) != len(preprocessing.channel_mean):
+        return ""
+    found = of_fitted(preprocessing, expected.size)
+    if found and found.same_arithmetic(expected):
+        return ""
+    fixed = [kind for kind in ("imagenet", "inception") if PREPROCESSINGS[kind].same_arithmetic(expected)]
+    return (
+        f"--data.preprocessing {preprocessing.kind} gives {found.arithmetic if found else 'other pixels'},"
+        f" {experiment.init_from} expects {expected.arithmetic}"
+        + (f": give --data.preprocessing {fixed[0]}" if fixed else "")
+    )
 
 
 def load_variables(path: Path) -> dict[str, PyTree]:
@@ -136,7 +167,8 @@ def load_variables(path: Path) -> dict[str, PyTree]:
     run = path.absolute()
     if not (run / "config.json").is_file():
         raise InputError(
-            f"{path} is not a run directory: it has no config.json; files of weights end in {', '.join(READERS)}"
+            f"{path} is not a run directory: it has no config.json; files of weights end in {', '.join(READERS)}, and"
+            " published weights are named as in `jaxcnn weights list`"
         )
     checkpoints = Checkpoints(run / "checkpoints", report=lambda message: print(message, file=sys.stderr))
     summary = read_json(run / "summary.json")

@@ -10,14 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn import build, config, models, platform, pretrained, report
+from jaxcnn import build, config, models, platform, report
 from jaxcnn.config import Data, Experiment, Model
 from jaxcnn.data import preprocess
 from jaxcnn.data.sources import read_image
 from jaxcnn.errors import InputError
 from jaxcnn.pretrained import store
-from jaxcnn.pretrained.index import INDEX
-from jaxcnn.pretrained.pixels import Pixels
+from jaxcnn.pretrained.pixels import Pixels, of_fitted
 from jaxcnn.train.run import read_json
 from jaxcnn.types import Array, PyTree
 
@@ -62,16 +61,8 @@ def of_run(run: Path) -> Trained:
         lambda images: prepare({"image": images})["image"],
         lambda path: read_image(path, size=(height, width), channels=channels),
         {**experiment.model.overrides, "num_classes": len(classes)},
-        _as_pixels(preprocessing, (height, width)),
+        of_fitted(preprocessing, (height, width)),
     )
-
-
-def _as_pixels(preprocessing: preprocess.Preprocessing, size: tuple[int, int]) -> Pixels | None:
-    """A fitted preprocessing that is a mean and a deviation per channel, else None."""
-    if preprocessing.kind not in ("scale", "channel_mean", "standardize"):
-        return None
-    mean, std = (tuple(map(float, preprocessing.arrays[name])) for name in ("mean", "std"))
-    return Pixels(size, 1.0, "bilinear", mean, std)
 
 
 def of_weights(
@@ -79,24 +70,14 @@ def of_weights(
 ) -> Trained:
     """What a file of weights, or NAME.TAG of the index where it has been fetched, holds for `model`.
 
-    Raises `InputError` where the model is not named, the file is not there, or what `pretrained.load` refuses.
+    Raises `InputError` as `pretrained.store.load` does.
     """
     platform.setup()
-    path = Path(weights)
-    if weights in INDEX:
-        path, model, layout = store.path_of(weights), INDEX[weights].model, layout or INDEX[weights].layout
-        if not path.exists():
-            raise InputError(f"the weights {weights} are not at {path}: run jaxcnn weights fetch {weights}")
-        store.fetch(weights)  # which only checks what is there
-    if model is None:
-        raise InputError(f"--weights {weights}: also give --model, one of `jaxcnn list`")
-    entry = INDEX.get(weights)
-    overrides = entry.overrides if entry else {}
-    loaded = pretrained.load(model, path, layout=layout, preprocessing=preprocessing, **overrides)
-    pixels = entry.preprocessing if entry and preprocessing is None else loaded.preprocessing
+    loaded = store.load(weights, model=model, layout=layout, preprocessing=preprocessing)
+    pixels, name = loaded.preprocessing, loaded.model
     return Trained(
-        Experiment(model=Model(model), data=Data("cifar10" if model.startswith("cifar_") else "digits")),
-        models.create(model, **loaded.overrides),
+        Experiment(model=Model(name), data=Data("cifar10" if name.startswith("cifar_") else "digits")),
+        models.create(name, **loaded.overrides),
         loaded.variables,
         loaded.classes,
         (*pixels.size, len(pixels.mean)),

@@ -9,7 +9,7 @@ import flax.linen as nn
 from jaxcnn.errors import InputError
 from jaxcnn.layers.blocks import Stage
 from jaxcnn.layers.norm import BatchNorm
-from jaxcnn.tree import flatten, unflatten
+from jaxcnn.tree import flatten, path_pattern, unflatten
 from jaxcnn.types import Array, PyTree
 
 LEAVES = ("scale", "bias", "mean", "var")
@@ -29,7 +29,7 @@ def merge(fresh: Mapping[str, PyTree], loaded: Mapping[str, PyTree], *, replace:
     """
     expected, given = flatten(fresh), flatten(loaded)
     if replace:
-        pattern = _pattern(replace)
+        pattern = path_pattern("replace", replace)
         new = {path: leaf for path, leaf in expected.items() if pattern.search(path)}
         if not new:
             raise InputError(
@@ -70,7 +70,7 @@ class Frozen(nn.Module):
 
     def __call__(self, x: Array, *, train: bool) -> Any:
         """What `module` returns."""
-        pattern, stages = _pattern(self.pattern), list[Stage]()
+        pattern, stages = path_pattern("freeze", self.pattern), list[Stage]()
 
         def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
             module = context.module
@@ -107,10 +107,3 @@ def _frozen(pattern: re.Pattern[str], norm: BatchNorm, stages: list[Stage]) -> b
             " one: build the network with scan=False and remat=False"
         )
     return found.pop()
-
-
-def _pattern(text: str) -> re.Pattern[str]:
-    try:
-        return re.compile(text)
-    except re.error as error:
-        raise InputError(f"{text!r} is no regular expression: {error}") from error

@@ -1,6 +1,7 @@
 """Pytrees by path: what checkpoints, digests and differences are made of."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,6 +35,14 @@ def unflatten(like: PyTree, flat: Mapping[str, Any], *, what: str) -> PyTree:
     pairs, structure = jax.tree_util.tree_flatten_with_path(like)
     paths = (jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in pairs)
     return jax.tree.unflatten(structure, [flat[path] for path in paths])
+
+
+def path_pattern(what: str, text: str) -> re.Pattern[str]:
+    """The regular expression `text` over paths; `InputError` that begins with `what` where it is none."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise InputError(f"{what} {text!r} is no regular expression: {error}") from error
 
 
 def state_sha256(tree: PyTree) -> str:

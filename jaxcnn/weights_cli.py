@@ -70,20 +70,29 @@ class Name:
 def _show(flags: Name) -> int:
     """Says where the weights come from, their licence, preprocessing and accuracy."""
     from jaxcnn.pretrained.index import describe, find
+    from jaxcnn.pretrained.read import PICKLES, conversion
     from jaxcnn.pretrained.store import path_of
 
     path = path_of(flags.name, flags.weights_dir)
     print(describe(find(flags.name)))
     print(f"{'file':13}  {path}{'' if path.exists() else ' (not fetched)'}")
+    if path.suffix in PICKLES:
+        print(f"{'conversion':13}  {conversion(path)}")
     return 0
 
 
 def _fetch(flags: Name) -> int:
     """Downloads the weights, verified; an interrupted download goes on where it was."""
     from jaxcnn.commands import show_progress
+    from jaxcnn.pretrained.read import PICKLES, conversion
     from jaxcnn.pretrained.store import fetch
 
-    print(fetch(flags.name, flags.weights_dir, progress=show_progress))
+    path = fetch(flags.name, flags.weights_dir, progress=show_progress)
+    print(path)
+    if path.suffix in PICKLES:
+        print(
+            f"note: a pickle, which jaxcnn does not read; with PyTorch, convert it: {conversion(path)}", file=sys.stderr
+        )
     return 0
 
 

@@ -1,12 +1,16 @@
 """Every session runs on 8 fake devices, refuses implicit rank promotion, and uses its own compile cache."""
 
 import os
+import threading
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import jax
 import pytest
+from server import Server
+
+from jaxcnn import download
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -23,3 +27,17 @@ def strict_dtypes():
 def float64():
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A `server.Server` that downloads may be made from."""
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    monkeypatch.setattr(download, "SCHEMES", ("http",))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()

@@ -2,14 +2,11 @@
 
 import errno
 import hashlib
-import http.server
-import re
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from server import digest
 
 from jaxcnn import download as module
 from jaxcnn.download import Remote, download
@@ -17,72 +14,6 @@ from jaxcnn.errors import InputError
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 OTHER = np.random.default_rng(1).bytes(300_000)
-
-
-def digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Serves `content`, with the options of a test, and notes the headers that were sent."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}/weights.bin"
-        self.content = CONTENT
-        self.ranges = True  # serve them; "lax": whatever If-Range says
-        self.etag = True  # send one
-        self.cut: int | None = None  # bytes after which the connection breaks
-        self.stall = False  # instead of breaking, wait
-        self.length: str | None = ""  # what is announced; "" the truth, None nothing
-        self.requests: list[dict[str, str]] = []
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self):
-        server = self.server
-        server.requests.append({key.lower(): value for key, value in self.headers.items()})
-        if self.path == "/moved":
-            self.send_response(302)
-            self.send_header("Location", server.url)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        etag = f'"{digest(server.content)[:8]}"'
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        same = server.ranges == "lax" or self.headers.get("If-Range", etag) == etag
-        start = int(asked[1]) if asked and server.ranges and same else 0
-        body = server.content[start:]
-        self.send_response(416 if start and not body else 206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}")
-        if server.etag:
-            self.send_header("ETag", etag)
-        if server.length is not None:
-            self.send_header("Content-Length", server.length or str(len(body)))
-        self.end_headers()
-        self.wfile.write(body[: server.cut])
-        if server.stall:
-            self.wfile.flush()
-            time.sleep(1)
-
-    def log_message(self, format, *args):
-        pass
-
-
-@pytest.fixture
-def server(monkeypatch):
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    monkeypatch.setattr(module, "SCHEMES", ("http",))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 @pytest.fixture
@@ -197,7 +128,8 @@ def test_a_partial_file_that_is_complete_already_starts_over(server, target):
 
 
 def test_a_redirect_is_followed_with_its_range(server, target):
-    moved = server.url.replace("weights.bin", "moved")
+    moved = server.url.replace("file.bin", "moved")
+    server.moved["/moved"] = server.url
     server.cut = 100_000
     with pytest.raises(InputError, match="broke off"):
         download(Remote(moved), target)

@@ -1,6 +1,7 @@
 """Transfer: what is merged, what stays to the bit, what a rate does, and the same from the command line."""
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxcnn import cli
+from jaxcnn import cli, report
 from jaxcnn.analysis import summary
+from jaxcnn.config import Experiment
 from jaxcnn.data.preprocess import fit as fit_preprocessing
 from jaxcnn.errors import InputError
 from jaxcnn.files import load_file
@@ -21,6 +23,7 @@ from jaxcnn.layers.norm import BatchNorm
 from jaxcnn.models import create
 from jaxcnn.optim import make_optimizer, make_schedule
 from jaxcnn.parallel import make_mesh
+from jaxcnn.pretrained.index import INDEX, Entry
 from jaxcnn.pretrained.pixels import PREPROCESSINGS
 from jaxcnn.train import create_state, fit, make_train_step
 from jaxcnn.transfer import Frozen, merge
@@ -285,6 +288,39 @@ def test_the_fixed_preprocessings_are_those_of_the_weights():
         fit_preprocessing("imagenet", pictures[..., :1])
 
 
+@pytest.mark.parametrize(
+    ("kind", "expected", "said"),
+    [
+        ("imagenet", "imagenet_bicubic", ""),
+        ("scale", "inception", ""),  # two names of one map
+        ("none", "unit", ""),
+        (
+            "standardize",
+            "imagenet",
+            r"standardize gives RGB .*, w\.h5 expects RGB .*0\.485.*: give .*preprocessing imagenet$",
+        ),
+        (
+            "imagenet",
+            "inception",
+            r"imagenet gives .*0\.485.*expects .*mean \(0\.5, .*: give --data.preprocessing inception$",
+        ),
+        ("mean_image", "imagenet", "mean_image gives other pixels, "),
+        ("scale", "caffe", r"expects BGR in 0\.\.255, mean \(103\.939, 116\.779, 123\.68\), std \(1, 1, 1\)$"),
+    ],
+)
+def test_pixels_that_the_weights_do_not_expect_are_named(kind, expected, said):
+    pictures = np.random.default_rng(0).integers(256, size=(4, 5, 6, 3)).astype(np.uint8)
+    line = report.other_pixels(
+        Experiment(init_from="w.h5"), fit_preprocessing(kind, pictures), PREPROCESSINGS[expected]
+    )
+    assert (re.search(said, line) is not None) if said else line == ""
+
+
+def test_grey_images_are_not_compared_with_what_is_known_of_a_family():
+    grey = fit_preprocessing("standardize", np.random.default_rng(0).integers(256, size=(4, 5, 6, 1)).astype(np.uint8))
+    assert report.other_pixels(Experiment(init_from="w.h5"), grey, PREPROCESSINGS["imagenet"]) == ""
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """A directory of its own for caches, data and runs, with 12 images of 2 classes and weights for 10."""
@@ -321,17 +357,50 @@ def command(home, *args):
     return cli.main(["train", *map(str, flags), *args])
 
 
-def test_a_run_starts_from_a_weights_file_under_a_new_head_with_the_rest_frozen(home):
+def test_a_run_starts_from_a_weights_file_under_a_new_head_with_the_rest_frozen(home, capsys):
     assert command(home, "--init-replace", "params/fc", "--optim.freeze", BODY, "--optim.rates", "fc", "0.5") == 0
     run = home / "runs" / "lenet5_digits" / "r"
     assert json.loads((run / "config.json").read_text())["optim"]["rates"] == {"fc": 0.5}
-    from jaxcnn.report import load_variables
-
-    after, file = flatten(load_variables(run)), np.load(home / "weights.npz")
+    after, file = flatten(report.load_variables(run)), np.load(home / "weights.npz")
     for path, leaf in after.items():
         assert path.startswith("params/fc") or (leaf == file[path]).all(), path
     assert after["params/fc/kernel"].shape == (8, 2)
-    assert cli.main(["eval", str(run), "--data-dir", str(home / "data")]) == 0
+    assert "warning" not in capsys.readouterr().err
+    exported = str(home / "out.safetensors")
+    assert cli.main(["weights", "export", str(run), exported]) == 0
+    assert "preprocessing" not in capsys.readouterr().err
+    flags = ["--data-dir", str(home / "data"), "--json"]
+    results = []
+    for source in ([run], ["--model", "cifar_resnet20", "--weights", exported, "--data.name", "pets"]):
+        assert cli.main(["eval", *map(str, source), *flags]) == 0
+        results.append(json.loads(capsys.readouterr().out))
+    assert results[0]["correct"] == results[1]["correct"]
+    assert results[0]["loss"] == pytest.approx(results[1]["loss"], rel=1e-5)
+
+
+def test_a_run_starts_from_weights_of_the_index_once_they_are_fetched(home, monkeypatch, capsys):
+    monkeypatch.setenv("JAXCNN_WEIGHTS", str(home / "index"))
+    address, overrides = "https://example.org/w.npz", {"depth": 8, "width": 2}
+    fields = ("cifar_resnet20", "test", address, None, None, "MIT", "nobody", "jaxcnn", PREPROCESSINGS["inception"])
+    monkeypatch.setitem(INDEX, "cifar_resnet20.test", Entry(*fields, 0.0, 0.0, overrides=overrides))
+    args = ["--init-from", "cifar_resnet20.test", "--init-replace", "params/fc", "--train.steps", "0"]
+    assert command(home, *args) == 2
+    assert re.search(r"not at \S+cifar_resnet20\.test\.npz: run jaxcnn weights fetch", capsys.readouterr().err)
+    assert command(home, "--init-from", "resnet50.tv_in1k") == 2
+    assert "the weights resnet50.tv_in1k are those of resnet50, not of cifar_resnet20" in capsys.readouterr().err
+    assert not (home / "runs").exists()
+
+    (home / "index").mkdir()
+    (home / "weights.npz").rename(home / "index" / "cifar_resnet20.test.npz")
+    assert command(home, *args) == 0
+    (warning,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("warning"))
+    assert "--data.preprocessing imagenet gives" in warning
+    assert "cifar_resnet20.test expects" in warning
+    assert "give --data.preprocessing inception" in warning
+    after = flatten(report.load_variables(home / "runs" / "lenet5_digits" / "r"))
+    file = np.load(home / "index" / "cifar_resnet20.test.npz")
+    for path, leaf in after.items():
+        assert path.startswith("params/fc") or (leaf == file[path]).all(), path
 
 
 def test_a_head_of_other_classes_is_refused_with_the_remedy(home, capsys):

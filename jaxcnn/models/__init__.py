@@ -57,7 +57,8 @@ def create(name: str, *, num_classes: int | None = None, **overrides: Any) -> nn
     """The module of that name; it takes images (b, h, w, c) and `train`, and returns logits (b, num_classes).
 
     `num_classes` None means the model's own (1000 for ImageNet nets, 10 for the others). `overrides` are fields of
-    its family: width, norm, act, kernel_init, dtype, ... Raises `InputError` for an unknown name or field.
+    its family: width, norm, act, kernel_init, dtype, ... Raises `InputError` for an unknown name or field. A module
+    holds no weights: `jaxcnn.pretrained.load(name, path)` gives them, and the overrides that they belong to.
     """
     if name not in MODELS:
         raise unknown("model", name, MODELS)
@@ -68,6 +69,11 @@ def create(name: str, *, num_classes: int | None = None, **overrides: Any) -> nn
         overrides["num_classes"] = num_classes
     known = [f.name for f in dataclasses.fields(entry.module) if f.init and f.name not in ("parent", "name")]
     for key in overrides:
+        if key == "weights":
+            raise InputError(
+                f"weights: a module holds none: loaded = jaxcnn.pretrained.load({name!r}, path),"
+                f" then create({name!r}, **loaded.overrides).apply(loaded.variables, x, train=False)"
+            )
         if key not in known:
             raise unknown(f"override of model {name!r}", key, known)
     return entry.module(**{**entry.fields, **overrides})

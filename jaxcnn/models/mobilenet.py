@@ -4,7 +4,7 @@ Table 1 of the paper: a 3x3 convolution, then thirteen depthwise separable convo
 every channel by itself and a 1x1 convolution over channels, both followed by norm and activation. Choices:
 
 - The activation is ReLU6, as in the authors' code, Keras and timm; the paper says ReLU (`act="relu"`).
-- Padding is symmetric, as in timm. Keras and TensorFlow pad (0, 1) at stride 2: their weights need that.
+- Padding is symmetric, as in timm. Keras and TensorFlow pad (0, 1) at stride 2, as their weights need (`pad_after`).
 - The last depthwise convolution has stride 1 and keeps 7x7; table 1 prints stride 2 there, and 7x7 after it.
 - `width`, the multiplier alpha, scales channels as Keras does, int(alpha c); timm rounds to multiples of 8, which is
   the same for the paper's 1, 0.75, 0.5 and 0.25. The resolution multiplier rho is the size of the input.
@@ -37,7 +37,7 @@ class MobileNet(nn.Module):
     """(b, 224, 224, c) -> logits (b, num_classes); any size works, 32 pixels leave one position at the end.
 
     Layers are Keras's: conv1, conv1_bn, conv_dw_1, conv_dw_1_bn, conv_pw_1, conv_pw_1_bn, ..., fc; activations
-    conv1_relu, conv_dw_1_relu, ...
+    conv1_relu, conv_dw_1_relu, ... `pad_after` pads where the stride is 2 with zeros behind the last position alone.
     """
 
     num_classes: int = 1000
@@ -47,6 +47,7 @@ class MobileNet(nn.Module):
     statistics: str | int = "global"
     epsilon: float = 1e-5
     act: str = "relu6"
+    pad_after: bool = False
     kernel_init: str = "kaiming_normal"
     dimensions: int = 2
     dtype: Any = None
@@ -61,8 +62,9 @@ class MobileNet(nn.Module):
         conv = partial(Conv, use_bias=False, kernel_init=initializer(self.kernel_init), dtype=self.dtype)
         act = activation(self.act)
 
-        def unit(x: Array, name: str, features: int, kernel: int, **options: Any) -> Array:
-            x = conv(features, kernel, padding=kernel // 2, name=name, **options)(x)
+        def unit(x: Array, name: str, features: int, kernel: int, *, strides: int = 1, groups: int = 1) -> Array:
+            padding = ((0, 1),) * self.dimensions if self.pad_after and strides == 2 else kernel // 2
+            x = conv(features, kernel, strides=strides, padding=padding, groups=groups, name=name)(x)
             x = normalise(name=f"{name}_bn")(x, train=train)
             return Lambda(act, name=f"{name}_relu")(x)
 

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from jaxcnn.errors import unknown
 from jaxcnn.layers.act import activation
@@ -23,6 +24,7 @@ from jaxcnn.models.table import Entry, check_input
 from jaxcnn.types import Array
 
 POOLS = {"max": max_pool, "avg": avg_pool}
+PADDINGS = ("zeros", "reflect")
 
 
 class VGG(nn.Module):
@@ -30,6 +32,9 @@ class VGG(nn.Module):
 
     Stage i has `convs[i]` 3x3 convolutions of width min(2^i, 8) `width`, each with `norm` and `act`, and halves the
     image by `pooling` ("max", or "avg" as in style transfer). fc6 and fc7 have `hidden` units and `dropout`.
+
+    `stem` puts a 1x1 convolution conv0 in front, and `padding_mode` "reflect" continues images by their mirror in place
+    of zeros: the encoders that style transfer has made of VGG (Li et al. 2017, Wang et al. 2020).
 
     `fully_convolutional`: section 3.2's dense evaluation. fc6 is a 7x7 convolution without padding, fc7 and fc8 are
     1x1, and the map of class scores is averaged; images have at least 224 pixels. Same parameters: fc6/kernel
@@ -45,6 +50,8 @@ class VGG(nn.Module):
     hidden: int = 4096
     dropout: float = 0.5
     pooling: str = "max"
+    stem: bool = False
+    padding_mode: str = "zeros"
     fully_convolutional: bool = False
     norm: str = "none"
     statistics: str | int = "global"
@@ -59,14 +66,19 @@ class VGG(nn.Module):
         check_input(x, dimensions=self.dimensions)
         if self.pooling not in POOLS:
             raise unknown("pooling", self.pooling, POOLS)
+        if self.padding_mode not in PADDINGS:
+            raise unknown("padding mode", self.padding_mode, PADDINGS)
         conv = partial(Conv, kernel_init=initializer(self.kernel_init), dtype=self.dtype)
         normalise = family_norm(
             self.norm, statistics=self.statistics, width=self.width, epsilon=self.epsilon, dtype=self.dtype
         )
         act = activation(self.act)
+        if self.stem:
+            x = conv(x.shape[-1], 1, name="conv0")(x)
         for i, convs in enumerate(self.convs, 1):
             for j in range(1, convs + 1):
-                x = conv(self.width * min(2 ** (i - 1), 8), 3, padding=1, name=f"conv{i}_{j}")(x)
+                x, padding = (_mirrored(x), 0) if self.padding_mode == "reflect" else (x, 1)
+                x = conv(self.width * min(2 ** (i - 1), 8), 3, padding=padding, name=f"conv{i}_{j}")(x)
                 x = normalise(name=f"bn{i}_{j}")(x, train=train)
                 x = Lambda(act, name=f"relu{i}_{j}")(x)
             x = Lambda(partial(POOLS[self.pooling], window=2), name=f"pool{i}")(x)
@@ -83,6 +95,10 @@ class VGG(nn.Module):
         if self.fully_convolutional:
             return Conv(features, window, padding=0, kernel_init=init, dtype=self.dtype, name=name)
         return nn.Dense(features, kernel_init=init, dtype=self.dtype, name=name)
+
+
+def _mirrored(x: Array) -> Array:
+    return jnp.pad(x, ((0, 0), *((1, 1) for _ in x.shape[1:-1]), (0, 0)), mode="reflect")
 
 
 _CONVS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from jaxcnn.models.table import Entry
 from jaxcnn.pretrained.layouts import Layout, of_family
 from jaxcnn.pretrained.pixels import PREPROCESSINGS, Pixels
 from jaxcnn.pretrained.read import Arrays, metadata, read
-from jaxcnn.tree import flatten
+from jaxcnn.tree import flatten, path_pattern
 from jaxcnn.types import PyTree
 
 SHOWN = 12
@@ -27,16 +28,19 @@ SHOWN = 12
 
 HEADS = ("fc8", "conv10", "head", "fc")
 """What the last layer of our networks is called."""
+FIRST = "conv1_1"
+"""The layer of VGG that has `width` channels."""
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What a weights file holds for one of our networks.
+    """What a weights file holds for one of our networks, `model`.
 
-    `create(name, **overrides).apply(variables, preprocessing(images), train=False)` gives the source's logits.
+    `create(model, **overrides).apply(variables, preprocessing(images), train=False)` gives the source's logits.
     `classes`: the names of the logits, None where they are not known.
     """
 
+    model: str
     variables: dict[str, PyTree]
     overrides: dict[str, Any]
     preprocessing: Pixels
@@ -62,7 +66,7 @@ def load(
 
     Raises:
       InputError: what `read` raises; unknown model, layout or preprocessing; a tensor that is missing, unexpected,
-        of another shape or not finite: all of them, in one message.
+        of another shape or not finite: all of them, in one message; `partial` is no regular expression.
     """
     family = next((family for family, variants in models.FAMILIES.items() if name in variants), None)
     if family is None:
@@ -72,11 +76,13 @@ def load(
         raise unknown(f"layout for {name}", layout, layouts)
     arrays, notes = read(path), metadata(path)
     arrays = {_plain(key): array for key, array in arrays.items()}
-    overrides = _tuples(json.loads(notes.get("overrides", "{}"))) | overrides
+    overrides = _tuples(json.loads(notes.get("overrides", "{}")) | overrides)
     candidates = [layouts[layout]] if layout else list(layouts.values())
     if Path(path).suffix == ".npz":  # NumPy users write PyTorch's names with either framework's axes
         candidates += [replace(each, transposed=False) for each in candidates if each.transposed]
-    best = min((_fit(name, each, arrays, overrides, partial) for each in candidates), key=lambda fit: len(fit.problems))
+    may_differ = path_pattern("partial", partial or "(?!)")
+    fits = (_fit(name, each, arrays, overrides, may_differ) for each in candidates)
+    best = min(fits, key=lambda fit: (len(fit.problems), -len(fit.flat)))
     if best.problems:
         more = [f"and {len(best.problems) - SHOWN} more"] if len(best.problems) > SHOWN else []
         lines = "\n  ".join([*best.problems[:SHOWN], *more])
@@ -87,7 +93,7 @@ def load(
         found = Pixels(**_tuples(json.loads(notes["pixels"])))
     else:
         found = pixels(preprocessing or best.layout.preprocessing, models.MODELS[name])
-    return Pretrained(unflatten_dict(best.flat, sep="/"), best.overrides, found, classes, best.layout.name)
+    return Pretrained(name, unflatten_dict(best.flat, sep="/"), best.overrides, found, classes, best.layout.name)
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,15 +118,16 @@ class _Fit:
     problems: list[str]
 
 
-def _fit(name: str, layout: Layout, arrays: Arrays, overrides: dict[str, Any], partial: str) -> _Fit:
+def _fit(name: str, layout: Layout, arrays: Arrays, overrides: dict[str, Any], may_differ: re.Pattern[str]) -> _Fit:
     """The variables as `layout` has them, and what does not fit."""
     overrides = {**layout.overrides, **overrides}
     leaves, sources = _leaves(name, layout, overrides)
     head = next((module for module in HEADS if module in sources), None)
-    bias = head and _key(layout, sources, head, "bias", arrays)
-    if bias and "num_classes" not in overrides:
-        overrides["num_classes"] = len(arrays[bias])
-        leaves, sources = _leaves(name, layout, overrides)
+    for field, module, usual in (("num_classes", head, None), ("width", FIRST, 64)):
+        bias = module and _key(layout, sources, module, "bias", arrays)
+        if bias and field not in overrides and len(arrays[bias]) != usual:
+            overrides[field] = len(arrays[bias])
+            leaves, sources = _leaves(name, layout, overrides)
     flat, problems, used = {}, {}, set()
     for path, leaf in leaves.items():
         module, _, what = path.partition("/")[2].rpartition("/")
@@ -137,10 +144,9 @@ def _fit(name: str, layout: Layout, arrays: Arrays, overrides: dict[str, Any], p
             problems[path] = f"{key} holds values that are not finite"
         else:
             flat[path] = value
-    problems |= {key: f"unexpected {key} {list(array.shape)}" for key, array in arrays.items() if key not in used}
-    return _Fit(
-        layout, overrides, flat, [text for at, text in problems.items() if not (partial and re.search(partial, at))]
-    )
+    left = {key: array for key, array in arrays.items() if key not in used and not re.search(layout.extras, key)}
+    problems |= {key: f"unexpected {key} {list(array.shape)}" for key, array in left.items()}
+    return _Fit(layout, overrides, flat, [text for at, text in problems.items() if not may_differ.search(at)])
 
 
 def _plain(key: str) -> str:
@@ -151,10 +157,16 @@ def _plain(key: str) -> str:
 def _leaves(name: str, layout: Layout, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, str]]:
     """The shapes of a network's variables by path, and what `layout` calls its modules."""
     network = models.create(name, **overrides)
-    sample = jax.ShapeDtypeStruct((1, *models.MODELS[name].input), jnp.float32)
-    leaves = flatten(jax.eval_shape(lambda x: network.init(jax.random.key(0), x, train=False), sample))
+    leaves = _shapes(name, network)
     modules = list(dict.fromkeys(path.partition("/")[2].rpartition("/")[0] for path in leaves))
     return leaves, layout.names(modules, network)
+
+
+@lru_cache(maxsize=16)
+def _shapes(name: str, network: Any) -> dict[str, Any]:
+    """By path; kept, as several layouts ask for those of the same network."""
+    sample = jax.ShapeDtypeStruct((1, *models.MODELS[name].input), jnp.float32)
+    return flatten(jax.eval_shape(lambda x: network.init(jax.random.key(0), x, train=False), sample))
 
 
 def _key(layout: Layout, sources: Mapping[str, str], module: str, leaf: str, arrays: Arrays) -> str | None:
@@ -172,7 +184,7 @@ def arranged(value: np.ndarray, shape: tuple[int, ...], layout: Layout, module: 
 
     PyTorch's kernels (out, in, *window) become (*window, in, out), and the input of a dense layer after a map goes
     from the order c, h, w to ours, h, w, c. A dense layer that the source writes as a convolution over the whole map,
-    and the reverse, is the same array in another shape.
+    and the reverse, is the same array in another shape; so is Keras's depthwise kernel (*window, c, 1).
     """
     value = np.asarray(value, np.float32)
     if layout.transposed and value.ndim >= 2:
@@ -182,6 +194,8 @@ def arranged(value: np.ndarray, shape: tuple[int, ...], layout: Layout, module: 
                 return None
             value = value.reshape(len(value), -1, height, width)
         value = np.transpose(value, (*range(2, value.ndim), 1, 0))
-    if {value.ndim, len(shape)} == {2, 4} and value.shape[-1] == shape[-1] and value.size == np.prod(shape):
+    dense = {value.ndim, len(shape)} == {2, 4} and value.shape[-1] == shape[-1] and value.size == np.prod(shape)
+    depthwise = value.ndim == 4 and value.shape == (*shape[:2], shape[-1], 1) and shape[2] == 1
+    if dense or depthwise:
         value = value.reshape(shape)
     return value if value.shape == shape else None

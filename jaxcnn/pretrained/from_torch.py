@@ -2,7 +2,8 @@
 
     python -m jaxcnn.pretrained.from_torch resnet20.th resnet20.safetensors
 
-Only tensors are read (`weights_only=True`); of a training checkpoint, those under `state_dict` or `model`.
+This file needs nothing of jaxcnn: where that is not installed, run it by its path. Only tensors are read
+(`weights_only=True`); of a training checkpoint, those under `state_dict` or `model`.
 """
 
 import sys

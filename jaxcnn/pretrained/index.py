@@ -1,6 +1,6 @@
 """Public ImageNet weights that our networks can take: where they are, their licence, and what they scored.
 
-Keys are NAME.TAG: our name of the network and the tag under which the source published the weights. Two sources:
+Keys are NAME.TAG: our name of the network and the tag under which the source published the weights. Three sources:
 
 - timm's copies on the Hugging Face Hub, in safetensors: torchvision's weights (`tv_in1k`, `tv2_in1k`) and timm's own.
   Accuracies are timm's, measured at 224 pixels with the preprocessing given here (its results-imagenet.csv), top-5
@@ -8,14 +8,17 @@ Keys are NAME.TAG: our name of the network and the tag under which the source pu
 - Keras Applications, in HDF5, with the MD5 that Keras's source pins and the accuracies of keras.io. Keras publishes the
   arithmetic on pixels; size, crop and interpolation here are the usual ones, and accuracies may differ by some tenths
   of a point.
+- torchvision itself, for AlexNet, SqueezeNet and GoogLeNet, which it publishes as pickles and timm does not have. They
+  are never unpickled here: after `jaxcnn weights fetch` their user converts them where PyTorch is installed, by the
+  command that is shown then, and they are used under the same name. Accuracies are torchvision's.
 
 SHA-256 and the full revision of the Hub stand here where two independent projects pin the same. Elsewhere the address
-is that of the branch `main`: the digest is recorded at the first download and must match afterwards.
+is that of the branch `main`, or torchvision's, which has the digest's first digits: the digest is recorded at the
+first download and must match afterwards.
 
-Not here, although published: networks we do not have (MobileNet v2); Keras's ResNet v2, which halves the image in the
-last block of a stage and has biases, and Keras's MobileNet, which pads on one side at stride 2, as our networks cannot;
-Keras's DenseNets, whose layer names `layouts` does not have; AlexNet, SqueezeNet and GoogLeNet, which
-torchvision publishes as pickles alone and timm does not have.
+Not here, although published: networks we do not have (MobileNet v2); Keras's ResNet v2, which our networks cannot be:
+it halves the image in the last block of a stage, where the shortcut is a max-pooling, and a part of its convolutions
+has biases.
 
 The caveat of timm's README holds for all: the weights were trained on ImageNet, whose images were released for
 non-commercial research; whether weights inherit that is not settled.
@@ -238,18 +241,29 @@ _HUB = (
 )
 
 
-def _keras(model: str, top1: float, top5: float, *, md5: str, folder: str, licence: str, note: str = "") -> Entry:
+def _keras(
+    model: str,
+    top1: float,
+    top5: float,
+    *,
+    md5: str | None,
+    folder: str,
+    licence: str,
+    note: str = "",
+    file: str = "",
+    preprocessing: str = "caffe",
+) -> Entry:
     base = "https://storage.googleapis.com/tensorflow/keras-applications"
     return Entry(
         model=model,
         tag="keras",
-        url=f"{base}/{folder}/{model}_weights_tf_dim_ordering_tf_kernels.h5",
+        url=f"{base}/{folder}/{file or f'{model}_weights_tf_dim_ordering_tf_kernels.h5'}",
         sha256=None,
         size=None,
         licence=licence,
         source="Keras Applications; accuracy: keras.io",
         layout="keras",
-        preprocessing=PREPROCESSINGS["caffe"],
+        preprocessing=PREPROCESSINGS[preprocessing],
         top1=top1,
         top5=top5,
         note=note,
@@ -259,15 +273,87 @@ def _keras(model: str, top1: float, top5: float, *, md5: str, folder: str, licen
 
 _OXFORD = {"licence": "CC BY 4.0", "note": "the paper's weights, ported from Oxford's release"}
 _HE = {"folder": "resnet", "licence": "MIT", "note": "the paper's weights, ported from K. He's release"}
+_HUANG = {"folder": "densenet", "licence": _BSD, "preprocessing": "imagenet"}
 _KERAS = (
     _keras("vgg16", 71.3, 90.1, folder="vgg16", md5="64373286793e3c8b2b4e3219cbf3544b", **_OXFORD),
     _keras("vgg19", 71.3, 90.0, folder="vgg19", md5="cbe5617147190e668d6c5d5026f83318", **_OXFORD),
     _keras("resnet50", 74.9, 92.1, md5="2cb95161c43110f7111970584f804107", **_HE),
     _keras("resnet101", 76.4, 92.8, md5="f1aeb4b969a6efcfb50fad2f0c20cfc5", **_HE),
     _keras("resnet152", 76.6, 93.1, md5="100835be76be38e30d865e96f2aaae62", **_HE),
+    _keras("densenet121", 75.0, 92.3, md5="9d60b8095a5708f2dcce2bca79d332c7", **_HUANG),
+    _keras("densenet169", 76.2, 93.2, md5="d699b8f76981ab1b30698df4c175e90b", **_HUANG),
+    _keras("densenet201", 77.3, 93.6, md5="1ceb130c1ea1b78c3bf6114dbdfd8807", **_HUANG),
+    _keras(
+        "mobilenet_v1",
+        70.4,
+        89.5,
+        md5=None,
+        folder="mobilenet",
+        file="mobilenet_1_0_224_tf.h5",
+        licence=_APACHE,
+        preprocessing="inception",
+        note="the authors' weights, ported from TensorFlow; Keras's files of other widths load with the override width",
+    ),
 )
 
-INDEX: dict[str, Entry] = {entry.name: entry for entry in (*_HUB, *_KERAS)}
+
+def _torchvision_own(
+    model: str,
+    top1: float,
+    top5: float,
+    file: str,
+    *,
+    sha256: str | None = None,
+    size: int | None = None,
+    **fields: Any,
+) -> Entry:
+    return Entry(
+        model=model,
+        tag="tv_in1k",
+        url=f"https://download.pytorch.org/models/{file}.pth",
+        sha256=sha256,
+        size=size,
+        licence=_BSD,
+        source="torchvision, which publishes a pickle; accuracy: torchvision",
+        layout="torchvision",
+        top1=top1,
+        top5=top5,
+        **fields,
+    )
+
+
+_TORCHVISION = (
+    _torchvision_own(
+        "alexnet",
+        56.522,
+        79.066,
+        "alexnet-owt-7be5be79",
+        sha256="7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+        size=244_408_911,
+        preprocessing=_BILINEAR,
+    ),
+    _torchvision_own("squeezenet1_0", 58.092, 80.420, "squeezenet1_0-b66bff10", preprocessing=_BILINEAR),
+    _torchvision_own(
+        "squeezenet1_1",
+        58.178,
+        80.624,
+        "squeezenet1_1-b8a52dc0",
+        sha256="b8a52dc049b60e4b6ab68ad0df457362afab8b6304b2febdc1650a5dab4d7e7b",
+        size=4_958_839,
+        preprocessing=_BILINEAR,
+    ),
+    _torchvision_own(
+        "inception_v1",
+        69.778,
+        89.530,
+        "googlenet-1378be20",
+        preprocessing=PREPROCESSINGS["inception"],
+        note="Google's weights, ported from TensorFlow, with its values in -1..1 (torchvision's transform_input). The "
+        "auxiliary heads in the file are not trained: they are read with the override aux=True, and dropped without",
+    ),
+)
+
+INDEX: dict[str, Entry] = {entry.name: entry for entry in (*_HUB, *_KERAS, *_TORCHVISION)}
 
 
 def find(name: str) -> Entry:
@@ -301,7 +387,4 @@ def describe(entry: Entry) -> str:
 
 def _pixels(pixels: Pixels) -> str:
     height, width = pixels.size
-    return (
-        f"{height} x {width}, crop {pixels.crop:.4g}, {pixels.interpolation}, {pixels.order} in 0..{pixels.scale:g}, "
-        f"mean {pixels.mean}, std {pixels.std}"
-    )
+    return f"{height} x {width}, crop {pixels.crop:.4g}, {pixels.interpolation}, {pixels.arithmetic}"

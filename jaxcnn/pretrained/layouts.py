@@ -26,12 +26,14 @@ KERAS = {
     "mean": ("moving_mean",),
     "var": ("moving_variance",),
 }
+OURS = {leaf: (leaf,) for leaf in TORCH}
 
 
 @dataclass(frozen=True)
 class Layout:
     """`transposed`: kernels lie (out, in, *window), as PyTorch has them. `flatten`: the size of the map that the
-    dense layer of that path reads, which PyTorch flattens in the order c, h, w."""
+    dense layer of that path reads, which PyTorch flattens in the order c, h, w. `extras`: a regular expression over the
+    source's names for what is dropped where the network does not have it; by default nothing."""
 
     name: str
     names: Names
@@ -41,14 +43,15 @@ class Layout:
     transposed: bool = False
     flatten: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    extras: str = "(?!)"
 
 
 def _torch(names: Names, *, name: str = "torchvision", preprocessing: str = "imagenet", **options: Any) -> Layout:
     return Layout(name, names, TORCH, ".", preprocessing, transposed=True, **options)
 
 
-def _keras(names: Names, **options: Any) -> Layout:
-    return Layout("keras", names, KERAS, "/", "caffe", **options)
+def _keras(names: Names, *, preprocessing: str = "caffe", **options: Any) -> Layout:
+    return Layout("keras", names, KERAS, "/", preprocessing, **options)
 
 
 def _renamed(*rules: tuple[str, str | Callable[[re.Match[str]], str]]) -> Names:
@@ -143,6 +146,21 @@ _DENSENET = _renamed(
 )
 
 
+def _densenet_keras(paths: Sequence[str], network: Any) -> Mapping[str, str]:
+    """conv2_block1_0_bn, conv2_block1_1_conv, ..., pool2_conv after the first dense block."""
+
+    def layer(match: re.Match[str]) -> str:
+        kind, n = ("bn", int(match[4]) - 1) if match[3] == "norm" else ("conv", int(match[4]))
+        return f"conv{int(match[1]) + 1}_block{match[2]}_{n}_{kind}"
+
+    def transition(match: re.Match[str]) -> str:
+        return f"pool{int(match[1]) + 1}_{match[2].replace('norm', 'bn')}"
+
+    stem = (("conv0", "conv1_conv"), ("norm0", "conv1_bn"), ("norm5", "bn"), ("fc", "predictions"))
+    rules = (*stem, (r"denseblock(\d)/layer(\d+)/(norm|conv)(\d)", layer), (r"transition(\d)/(.+)", transition))
+    return _renamed(*rules)(paths, network)
+
+
 def _mobilenet(paths: Sequence[str], network: Any) -> dict[str, str]:
     """timm's: five stages, a new one wherever the channels double."""
     blocks = [(stage, i) for stage, count in enumerate((1, 2, 2, 6, 2)) for i in range(count)]
@@ -154,7 +172,43 @@ def _mobilenet(paths: Sequence[str], network: Any) -> dict[str, str]:
     return found
 
 
+_MOBILENET_KERAS = _renamed(("fc", "conv_preds"), ("(.+)", r"\1"))
+
+_GOOGLENET_UNITS = {
+    "conv1": "conv1",
+    "conv2_reduce": "conv2",
+    "conv2": "conv3",
+    "conv1x1": "branch1",
+    "reduce3x3": "branch2.0",
+    "conv3x3": "branch2.1",
+    "reduce5x5": "branch3.0",
+    "conv5x5": "branch3.1",
+    "pool_proj": "branch4.1",
+    "conv": "conv",
+}
+
+
+def _googlenet(paths: Sequence[str], network: Any) -> dict[str, str]:
+    """conv1.conv, conv1.bn, inception3a.branch2.0.conv, ..., aux1.conv.conv, aux1.fc1, fc."""
+    found = {}
+    for path in paths:
+        module, _, name = path.removesuffix("_bn").rpartition("/")
+        if name in _GOOGLENET_UNITS:
+            parts = (module.replace("_", ""), _GOOGLENET_UNITS[name], "bn" if path.endswith("_bn") else "conv")
+            found[path] = ".".join(filter(None, parts))
+        else:
+            found[path] = path.replace("/", ".")
+    return found
+
+
 _VGG_KERAS = _renamed((r"conv(\d)_(\d)", r"block\1_conv\2"), ("fc6", "fc1"), ("fc7", "fc2"), ("fc8", "predictions"))
+
+
+def _encoder(name: str, *rules: tuple[str, str]) -> Layout:
+    """Encoders for style transfer: they take RGB in 0..1 and end at conv5_1 or before; `_aux` trained small ones."""
+    overrides = {"stem": True, "padding_mode": "reflect"}
+    return Layout(name, _renamed(*rules), OURS, "/", "unit", overrides=overrides, extras="_aux/")
+
 
 LAYOUTS: dict[str, tuple[Layout, ...]] = {
     "alexnet": (_torch(_alexnet, flatten={"fc6": (6, 6)}),),
@@ -162,6 +216,8 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
         _torch(_vgg("classifier.0", "classifier.3", "classifier.6"), flatten={"fc6": (7, 7)}),
         _torch(_vgg("pre_logits.fc1", "pre_logits.fc2", "head.fc"), name="timm"),
         _keras(_VGG_KERAS),
+        _encoder("normalised", ("conv0", "preproc"), (r"(conv\d_\d)", r"\1")),
+        _encoder("distilled", ("conv0", "conv0"), (r"conv(\d)_(\d)", r"conv\1\2")),
     ),
     "resnet": (
         _torch(_residual("fc")),
@@ -169,9 +225,24 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
     ),
     "cifar_resnet": (_torch(_residual("linear"), name="akamaster"), _torch(_residual("fc"))),
     "resnetv2": (_torch(_residual_v2, name="timm", preprocessing="imagenet_bicubic"),),
-    "densenet": (_torch(_DENSENET),),
-    "mobilenet": (_torch(_mobilenet, name="timm", preprocessing="inception"),),
+    "densenet": (
+        _torch(_DENSENET),
+        _keras(_densenet_keras, preprocessing="imagenet", overrides={"epsilon": 1.001e-5}),
+    ),
+    "mobilenet": (
+        _torch(_mobilenet, name="timm", preprocessing="inception"),
+        _keras(_MOBILENET_KERAS, preprocessing="inception", overrides={"epsilon": 1e-3, "pad_after": True}),
+    ),
     "squeezenet": (_torch(_squeezenet),),
+    "inception": (
+        # trained by TensorFlow's preprocessing, which torchvision applies inside the network (transform_input)
+        _torch(
+            _googlenet,
+            preprocessing="inception",
+            flatten={"aux1/fc1": (4, 4), "aux2/fc1": (4, 4)},
+            extras=r"^aux[12]\.",
+        ),
+    ),
 }
 """By family of models; `jaxcnn`, our own layout, stands beside them for every one."""
 
@@ -181,7 +252,5 @@ PAPERS = {"squeezenet": "squeezenet", "vgg": "caffe"}
 
 def of_family(family: str) -> tuple[Layout, ...]:
     """The layouts in which weights of a family are read."""
-    same = Layout(
-        "jaxcnn", _renamed(("(.+)", r"\1")), {leaf: (leaf,) for leaf in TORCH}, "/", PAPERS.get(family, "imagenet")
-    )
+    same = Layout("jaxcnn", _renamed(("(.+)", r"\1")), OURS, "/", PAPERS.get(family, "imagenet"))
     return (*LAYOUTS.get(family, ()), same)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxcnn.data.images import read_image
+from jaxcnn.data.preprocess import Preprocessing
 from jaxcnn.errors import InputError, unknown
 from jaxcnn.types import Array, ArrayLike
 
@@ -67,6 +68,22 @@ class Pixels:
         mean, std = (jnp.asarray(each, x.dtype).reshape(1, 1, 1, -1) for each in (self.mean, self.std))
         return (x - mean) / std
 
+    @property
+    def arithmetic(self) -> str:
+        """What happens to the pixels, in words."""
+        mean, std = (", ".join(f"{value:.6g}" for value in values) for values in (self.mean, self.std))
+        return f"{self.order} in 0..{self.scale:g}, mean ({mean}), std ({std})"
+
+    def same_arithmetic(self, other: "Pixels") -> bool:
+        """Whether pixels become the same numbers, to the rounding of float32, whatever the size they are cut to."""
+
+        def line(pixels: Pixels) -> np.ndarray:
+            mean, std = np.array(pixels.mean), np.array(pixels.std)
+            return np.concatenate([-mean / std, pixels.scale / std])  # of black, and white's above it
+
+        orders = {self.order, other.order} if len(self.mean) > 1 else {""}
+        return len(orders) == 1 and len(self.mean) == len(other.mean) and np.allclose(line(self), line(other), 1e-5)
+
     def read(self, path: Path | str) -> NDArray[np.uint8]:
         """An image file as (h, w, c) of `size`, RGB or gray: the centre of it scaled to cover `size` / `crop`.
 
@@ -99,11 +116,24 @@ _IMAGENET = Pixels((224, 224), 0.875, "bilinear", mean=(0.485, 0.456, 0.406), st
 _CAFFE = Pixels((224, 224), 0.875, "bilinear", (103.939, 116.779, 123.68), (1.0, 1.0, 1.0), scale=255.0, order="BGR")
 
 PREPROCESSINGS: dict[str, Pixels] = {
+    "unit": replace(_IMAGENET, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
     "imagenet": _IMAGENET,
     "imagenet_bicubic": replace(_IMAGENET, interpolation="bicubic"),
     "inception": replace(_IMAGENET, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
     "caffe": _CAFFE,
     "squeezenet": replace(_CAFFE, size=(227, 227), crop=227 / 256, mean=(104.0, 117.0, 123.0)),
 }
-"""imagenet: torchvision, and Keras's "torch"; imagenet_bicubic: timm's DenseNets; inception: values in -1..1, Keras's
-"tf"; caffe: Oxford's VGG, and Keras's "caffe"; squeezenet: the authors' release."""
+"""unit: nothing but 0..1; imagenet: torchvision, and Keras's "torch"; imagenet_bicubic: timm's DenseNets; inception:
+values in -1..1, Keras's "tf"; caffe: Oxford's VGG, and Keras's "caffe"; squeezenet: the authors' release."""
+
+
+def of_fitted(preprocessing: Preprocessing, size: tuple[int, int]) -> Pixels | None:
+    """A run's preprocessing of images of `size` (h, w), where it is a mean and a deviation per channel, else None."""
+    arrays = preprocessing.arrays
+    if preprocessing.kind == "none":
+        mean, std = np.zeros_like(arrays["channel_mean"]), np.ones_like(arrays["channel_mean"])
+    elif "axes" in arrays or arrays["mean"].ndim > 1:
+        return None
+    else:
+        mean, std = arrays["mean"], arrays["std"]
+    return Pixels(size, 1.0, "bilinear", tuple(map(float, mean)), tuple(map(float, std)))

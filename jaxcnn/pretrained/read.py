@@ -9,13 +9,16 @@ from jaxcnn.errors import InputError
 
 Arrays = dict[str, np.ndarray]
 
+OLD_LAYERS = {"conv1/conv": "conv1_conv", "conv1/bn": "conv1_bn", "fc1000": "predictions", "probs": "predictions"}
+"""What Keras called layers when it published its files, and what it calls them now."""
+
 PICKLES = (".pth", ".pt", ".th", ".ckpt", ".bin", ".pkl", ".pickle", ".tar")
 
 
 def read(path: Path | str) -> Arrays:
     """The arrays of a `.safetensors`, `.npz`, `.h5` or `.keras.h5` file by their names there, on the host.
 
-    Keras names are LAYER/WEIGHT, without its optimiser and its `:0`.
+    Keras names are LAYER/WEIGHT, today's, without its optimiser and its `:0`.
 
     Raises:
       InputError: no such file, another suffix, a file that is damaged or not what its suffix says, a pickle (the
@@ -24,10 +27,9 @@ def read(path: Path | str) -> Arrays:
     """
     path = Path(path)
     if path.suffix in PICKLES:
-        target = path.with_suffix(".safetensors").name
         raise InputError(
             f"{path}: files of PyTorch are pickles, which can run code, and are not read: if you trust it, convert it"
-            f" where PyTorch is installed: python -m jaxcnn.pretrained.from_torch {path} {target}"
+            f" where PyTorch is installed: {conversion(path)}"
         )
     if path.suffix not in READERS:
         raise InputError(f"{path} has suffix {path.suffix!r}: expected one of {', '.join(READERS)}")
@@ -41,6 +43,11 @@ def read(path: Path | str) -> Arrays:
         if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
             raise InputError(f"{path}: {key} is {array.dtype}, expected floating point: are these weights?")
     return arrays
+
+
+def conversion(path: Path) -> str:
+    """The command by which a user turns a pickle into safetensors beside it."""
+    return f"python -m jaxcnn.pretrained.from_torch {path} {path.with_suffix('.safetensors')}"
 
 
 def metadata(path: Path | str) -> dict[str, str]:
@@ -83,8 +90,10 @@ def _h5(path: Path) -> Arrays:
 
     def visit(name: str, item: object) -> None:
         if isinstance(item, h5py.Dataset) and "optimizer_weights" not in name:
-            *_, layer, weight = ["", *name.removesuffix(":0").split("/")]
-            arrays[f"{layer}/{weight.removesuffix(':0')}"] = np.asarray(item)
+            *scope, weight = name.removeprefix("model_weights/").removesuffix(":0").split("/")
+            half = len(scope) // 2  # LAYER/LAYER/WEIGHT, and names of layers can have a slash
+            layer = "/".join(scope[half:] if scope[:half] == scope[half:] else scope[-1:])
+            arrays[f"{OLD_LAYERS.get(layer, layer)}/{weight}"] = np.asarray(item)
 
     try:
         with h5py.File(path, "r") as file:

@@ -2,11 +2,9 @@
 
 import gzip
 import hashlib
-import http.server
 import io
 import os
 import re
-import threading
 import urllib.request
 from http.client import HTTPMessage
 from pathlib import Path
@@ -24,57 +22,13 @@ PIN = hashlib.sha256(CONTENT).hexdigest()
 REAL = os.environ.get("JAXCNN_DATA")
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Serves `content` and notes what was asked for."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.content = CONTENT
-        self.ranges = True
-        self.cut = None  # bytes after which the connection breaks
-        self.status = 200
-        self.location = None
-        self.requests = []
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self):
-        server = self.server
-        server.requests.append({key.lower(): value for key, value in self.headers.items()})
-        if server.location or server.status != 200:
-            self.send_response(302 if server.location else server.status)
-            self.send_header("Location", server.location or "")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        start = int(asked[1]) if asked and server.ranges else 0
-        body = server.content[start:]
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body[: server.cut])
-
-    def log_message(self, format, *args):
-        pass
-
-
 @pytest.fixture
-def server(monkeypatch):
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    url = f"http://127.0.0.1:{server.server_port}/set.bin"
+def server(server, monkeypatch):
+    """Serves the data set "made" of one file."""
+    url = server.url.replace("file.bin", "set.bin")
     made = Original((Remote(url, len(CONTENT), PIN),), licence="none", citation="none")
     monkeypatch.setitem(FILES, "made", made)
-    monkeypatch.setattr(download_module, "SCHEMES", ("http",))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    return server
 
 
 def tree(folder: Path) -> list[str]:
@@ -169,8 +123,8 @@ def test_a_folder_that_cannot_be_made_is_named(server, tmp_path):
 
 
 def test_a_redirect_to_another_scheme_is_refused(server, tmp_path, monkeypatch):
-    server.location = "ftp://127.0.0.1/set.bin"
-    with pytest.raises(InputError, match=f"will not download from {server.location}: expected http"):
+    elsewhere = server.moved["/set.bin"] = "ftp://127.0.0.1/set.bin"
+    with pytest.raises(InputError, match=f"will not download from {elsewhere}: expected http"):
         fetch("made", tmp_path)
     assert tree(tmp_path) == []
 

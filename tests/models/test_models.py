@@ -144,6 +144,7 @@ def test_forward_and_gradient_are_finite_in_bfloat16(name):
     [
         (lambda: create("resnet_18"), "did you mean 'resnet18'"),
         (lambda: create("lenet5", widht=3), "unknown override of model 'lenet5' 'widht'"),
+        (lambda: create("resnet18", weights="w.h5"), r"pretrained\.load\('resnet18', path\), then create\('resnet18'"),
         (lambda: create("lenet5", num_classes=0), "0 classes"),
         (lambda: shapes("lenet5", (8, 8, 1), padding=0), "at least 16x16"),
         (lambda: shapes("lenet5_1998", num_classes=12), "12 classes"),

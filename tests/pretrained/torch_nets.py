@@ -220,34 +220,45 @@ class DenseNet(nn.Module):
         return self.classifier(f.norm5(x).relu().mean((2, 3)))
 
 
+def _padded(x, conv, keras):
+    """A 3x3 convolution; Keras puts the zeros of stride 2 behind the last row and column."""
+    after = keras and conv.stride[0] == 2
+    return conv(nn.functional.pad(x, (0, 1, 0, 1) if after else (1, 1, 1, 1)))
+
+
 class Separable(nn.Module):
-    def __init__(self, inputs, outputs, stride):
+    def __init__(self, inputs, outputs, stride, keras):
         super().__init__()
-        self.conv_dw = nn.Conv2d(inputs, inputs, 3, stride, 1, groups=inputs, bias=False)
+        self.keras = keras
+        self.conv_dw = nn.Conv2d(inputs, inputs, 3, stride, groups=inputs, bias=False)
         self.bn1 = nn.BatchNorm2d(inputs)
         self.conv_pw = nn.Conv2d(inputs, outputs, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
 
     def forward(self, x):
-        return nn.functional.relu6(self.bn2(self.conv_pw(nn.functional.relu6(self.bn1(self.conv_dw(x))))))
+        x = nn.functional.relu6(self.bn1(_padded(x, self.conv_dw, self.keras)))
+        return nn.functional.relu6(self.bn2(self.conv_pw(x)))
 
 
 class MobileNet(nn.Module):
-    """timm's blocks.STAGE.INDEX."""
+    """timm's blocks.STAGE.INDEX; with `keras` its padding."""
 
-    def __init__(self, width, classes):
+    def __init__(self, width, classes, *, keras=False):
         super().__init__()
+        self.keras = keras
         c = [int(width * channels) for channels in (32, 64, 128, 256, 512, 1024)]
-        self.conv_stem, self.bn1 = nn.Conv2d(3, c[0], 3, 2, 1, bias=False), nn.BatchNorm2d(c[0])
+        self.conv_stem, self.bn1 = nn.Conv2d(3, c[0], 3, 2, bias=False), nn.BatchNorm2d(c[0])
         stages = []
         for i, (count, stride) in enumerate(((1, 1), (2, 2), (2, 2), (6, 2), (2, 2))):
-            steps = [Separable(c[i] if j == 0 else c[i + 1], c[i + 1], stride if j == 0 else 1) for j in range(count)]
+            steps = [Separable(c[i], c[i + 1], stride, keras)]
+            steps += [Separable(c[i + 1], c[i + 1], 1, keras) for _ in range(count - 1)]
             stages.append(nn.Sequential(*steps))
         self.blocks = nn.Sequential(*stages)
         self.classifier = nn.Linear(c[5], classes)
 
     def forward(self, x):
-        return self.classifier(self.blocks(nn.functional.relu6(self.bn1(self.conv_stem(x)))).mean((2, 3)))
+        x = nn.functional.relu6(self.bn1(_padded(x, self.conv_stem, self.keras)))
+        return self.classifier(self.blocks(x).mean((2, 3)))
 
 
 class Fire(nn.Module):
@@ -280,3 +291,72 @@ class SqueezeNet(nn.Module):
 
     def forward(self, x):
         return self.classifier(self.features(x)).flatten(1)
+
+
+class ConvNorm(nn.Module):
+    def __init__(self, inputs, outputs, kernel, stride=1):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+        self.bn = nn.BatchNorm2d(outputs, eps=1e-3)
+
+    def forward(self, x):
+        return self.bn(self.conv(x)).relu()
+
+
+class Branches(nn.Module):
+    """The third branch has a 3x3 convolution, not the paper's 5x5."""
+
+    def __init__(self, inputs, one, reduce3, three, reduce5, five, pooled):
+        super().__init__()
+        self.branch1 = ConvNorm(inputs, one, 1)
+        self.branch2 = nn.Sequential(ConvNorm(inputs, reduce3, 1), ConvNorm(reduce3, three, 3))
+        self.branch3 = nn.Sequential(ConvNorm(inputs, reduce5, 1), ConvNorm(reduce5, five, 3))
+        self.branch4 = nn.Sequential(nn.MaxPool2d(3, 1, 1, ceil_mode=True), ConvNorm(inputs, pooled, 1))
+
+    def forward(self, x):
+        return torch.cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)], 1)
+
+
+class Auxiliary(nn.Module):
+    def __init__(self, inputs, width, classes):
+        super().__init__()
+        self.conv = ConvNorm(inputs, 2 * width, 1)
+        self.fc1, self.fc2 = nn.Linear(32 * width, 16 * width), nn.Linear(16 * width, classes)
+
+    def forward(self, x):
+        x = self.conv(nn.functional.adaptive_avg_pool2d(x, 4))
+        return self.fc2(self.fc1(x.flatten(1)).relu())
+
+
+class GoogLeNet(nn.Module):
+    """torchvision's; `heads` gives the logits of both auxiliary classifiers too."""
+
+    def __init__(self, width, classes):
+        super().__init__()
+        rows = {
+            "3a": (192, 64, 96, 128, 16, 32, 32), "3b": (256, 128, 128, 192, 32, 96, 64),
+            "4a": (480, 192, 96, 208, 16, 48, 64), "4b": (512, 160, 112, 224, 24, 64, 64),
+            "4c": (512, 128, 128, 256, 24, 64, 64), "4d": (512, 112, 144, 288, 32, 64, 64),
+            "4e": (528, 256, 160, 320, 32, 128, 128), "5a": (832, 256, 160, 320, 32, 128, 128),
+            "5b": (832, 384, 192, 384, 48, 128, 128),
+        }  # fmt: skip
+        self.conv1 = ConvNorm(3, width, 7, 2)
+        self.conv2, self.conv3 = ConvNorm(width, width, 1), ConvNorm(width, 3 * width, 3)
+        self.stages = tuple(rows)
+        for stage, row in rows.items():
+            setattr(self, f"inception{stage}", Branches(*(channels * width // 64 for channels in row)))
+        self.aux1, self.aux2 = Auxiliary(8 * width, width, classes), Auxiliary(528 * width // 64, width, classes)
+        self.fc = nn.Linear(16 * width, classes)
+
+    def heads(self, x):
+        x = nn.functional.max_pool2d(self.conv1(x), 3, 2, ceil_mode=True)
+        x = nn.functional.max_pool2d(self.conv3(self.conv2(x)), 3, 2, ceil_mode=True)
+        seen = {}
+        for stage in self.stages:
+            x = seen[stage] = getattr(self, f"inception{stage}")(x)
+            if stage in ("3b", "4e"):
+                x = nn.functional.max_pool2d(x, 3 if stage == "3b" else 2, 2, ceil_mode=True)
+        return self.fc(x.mean((2, 3))), self.aux1(seen["4a"]), self.aux2(seen["4d"])
+
+    def forward(self, x):
+        return self.heads(x)[0]
