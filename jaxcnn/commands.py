@@ -1,4 +1,4 @@
-"""The commands beside `train`: eval, predict, list, summary, data, weights."""
+"""The commands beside `train`: eval, predict, list, summary, stylize, data, weights."""
 
 import dataclasses
 import json
@@ -232,6 +232,12 @@ def weights_command(args: Sequence[str]) -> int:
     from jaxcnn import weights_cli
 
     return weights_cli.main(args)
+
+
+def stylize_command(args: Sequence[str]) -> int:
+    from jaxcnn import stylize_cli
+
+    return stylize_cli.main(args)
 
 
 def data_command(args: Sequence[str]) -> int:

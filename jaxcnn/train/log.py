@@ -79,7 +79,7 @@ class MetricsLog:
 class Progress:
     """A rich bar with ETA on a terminal, plain lines elsewhere, nothing when `quiet`."""
 
-    def __init__(self, steps: int, *, start: int = 0, quiet: bool = False):
+    def __init__(self, steps: int, *, start: int = 0, quiet: bool = False, what: str = "training"):
         self.quiet, self._bar = quiet, None
         self._steps = steps
         if quiet or not sys.stdout.isatty():
@@ -97,7 +97,7 @@ class Progress:
             TextColumn("{task.fields[numbers]}"),
         )
         self._bar.start()
-        self._task = self._bar.add_task("training", total=steps, completed=start, numbers="compiling")
+        self._task = self._bar.add_task(what, total=steps, completed=start, numbers="compiling")
 
     def step(self, step: int) -> None:
         if self._bar:

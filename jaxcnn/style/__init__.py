@@ -1,0 +1,1 @@
+"""Neural style transfer: pixels optimised against a frozen VGG (Gatys, Ecker & Bethge 2016)."""
