@@ -20,8 +20,6 @@ Measured  97.99 % +- 0.42 % (mean and standard deviation, 5 orders), 97.55 % +- 
 
 import argparse
 import statistics
-import sys
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -31,9 +29,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcnn.cli import run_program
 from jaxcnn.data.dataset import Split, stratified
 from jaxcnn.data.sources import load
-from jaxcnn.errors import InputError
 from jaxcnn.files import write_json
 from jaxcnn.models.neocognitron import Grown, Neocognitron, edge_references, grow
 
@@ -157,27 +155,15 @@ def run(args: argparse.Namespace, output: Path) -> None:
     print(f"wrote {output}")
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description="The neocognitron grown by add-if-silent.")
     parser.add_argument("--data", default="digits", help="grey images of any set that `load` knows (default: digits)")
     parser.add_argument("--data-dir", type=Path, help="where downloaded sets lie")
     parser.add_argument("--examples", type=int, help="only so many training images")
     parser.add_argument("--seeds", type=int, default=5, help="orders of presentation (default: 5)")
     parser.add_argument("--splits", type=int, default=5, help="other stratified splits of all images (default: 5)")
-    parser.add_argument("--output", type=Path, help="directory for the results (default: a new one in checkpoints/)")
-    parser.add_argument("--smoke", action="store_true", help="few images: only to see that everything runs")
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="jaxcnn-smoke-") as temporary:
-        if args.smoke:
-            args.seeds, args.splits, args.examples = 1, 0, 60
-        name = f"checkpoints/neocognitron_{args.data}/{time.strftime('%Y%m%d-%H%M%S')}"
-        try:
-            run(args, args.output or Path(temporary if args.smoke else name))
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-    return 0
+    run_program(parser, run, smoke={"seeds": 1, "splits": 0, "examples": 60})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

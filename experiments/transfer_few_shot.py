@@ -28,13 +28,13 @@ Measured  by the first command on 2 CPU cores (mean and 95 % interval, n = 5), f
           100 steps bound what scratch makes of 250 images a class
           held_out, whose source reaches 67.01 % of its own 7,000 test images:
           10               57.08 +- 2.06    66.75 +- 5.36    73.94 +- 7.64    9.67 +- 6.68
-          50 and 250 are not measured yet
+          50               71.75 +- 1.56    82.75 +- 0.71    81.62 +- 0.41    11.00 +- 2.05
+          250              75.57 +- 5.11    88.49 +- 0.89    81.89 +- 1.02    12.92 +- 5.21
+          At 10 images a class of its own data set the features as they are do best
 """
 
 import argparse
 import dataclasses
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,7 +46,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn import parallel, platform, pretrained
+from jaxcnn import parallel, pretrained
+from jaxcnn.cli import run_program
 from jaxcnn.data import preprocess, sources
 from jaxcnn.data.augment import Augmentation, augment
 from jaxcnn.data.dataset import Dataset, Split
@@ -297,7 +298,7 @@ def run(args: argparse.Namespace, output: Path) -> None:
     print(f"wrote {output}")
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description="Fine-tuning, a linear probe and training from scratch on few images.")
     parser.add_argument("--data-dir", type=Path, help="where the data sets lie (default: JAXCNN_DATA)")
     parser.add_argument("--weights", type=Path, help="the CIFAR-10 ResNet-20 (default: DIR/weights/cifar10_resnet20-*)")
@@ -306,21 +307,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5, help="draws of images and initialisations (default: 5)")
     parser.add_argument("--steps", type=int, default=100, help="of each training (default: 100)")
     parser.add_argument("--epochs", type=float, default=2, help="of the source of held_out (default: 2)")
-    parser.add_argument("--output", type=Path, help="directory for the results (default: a new one in checkpoints/)")
-    parser.add_argument("--smoke", action="store_true", help="digits and a tiny network: to see that everything runs")
-    args = parser.parse_args()
-    platform.setup()
-    with tempfile.TemporaryDirectory(prefix="jaxcnn-smoke-") as temporary:
-        if args.smoke:
-            args.parts, args.sizes, args.seeds, args.steps = ["held_out"], [10, 20], 2, 5
-        name = f"checkpoints/transfer_few_shot/{time.strftime('%Y%m%d-%H%M%S')}"
-        try:
-            run(args, args.output or Path(temporary if args.smoke else name))
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-    return 0
+    run_program(parser, run, smoke={"parts": ["held_out"], "sizes": [10, 20], "seeds": 2, "steps": 5})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -3,13 +3,14 @@
 Nothing heavy is imported here: a mistyped flag is answered at once, and a signal is heeded from the start.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -75,6 +76,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_experiment(experiment: Experiment, *, full: Experiment | None = None) -> NoReturn:
     """The main of an experiment file: `python experiments/NAME.py --flags`; `full` is its paper's scale."""
     sys.exit(_guarded(_train_command, experiment, full, sys.argv[1:]))
+
+
+def run_program(
+    parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace, Path], None], *, smoke: Mapping[str, Any]
+) -> NoReturn:
+    """The main of an experiment that is more than one run: `run(args, output)` with the arguments of `parser`.
+
+    Adds --output, by default a new directory in checkpoints/, and --smoke: a temporary one, and the arguments `smoke`.
+    """
+    parser.add_argument("--output", type=Path, help="directory for the results (default: a new one in checkpoints/)")
+    parser.add_argument("--smoke", action="store_true", help="a small case, to see that everything runs")
+    args = parser.parse_args()
+    if args.smoke:
+        vars(args).update(smoke)
+    from jaxcnn import platform
+
+    platform.setup()
+    with tempfile.TemporaryDirectory(prefix="jaxcnn-smoke-") as temporary:
+        fresh = Path("checkpoints") / Path(sys.argv[0]).stem / time.strftime("%Y%m%d-%H%M%S")
+        output = args.output or (Path(temporary) if args.smoke else fresh)
+        status = _guarded(lambda: run(args, output) or 0)
+    sys.exit(status)
 
 
 def _guarded(command: Any, *args: Any) -> int:

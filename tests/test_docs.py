@@ -29,6 +29,13 @@ def test_the_readme_names_features(capsys):
     assert capsys.readouterr().out == "(1, 5, 6, 64)\n"
 
 
+def test_the_readme_fits_a_segmentation(capsys):
+    exec(compile(next(block for block in BLOCKS if "segmentation()" in block), "README.md", "exec"), {})
+    error, iou = map(float, capsys.readouterr().out.split()[-2:])
+    assert error < 0.2
+    assert iou > 0.7
+
+
 def test_the_readme_counts_its_networks():
     assert f"{len(MODELS)} networks in {len(FAMILIES)} families" in README
 

@@ -1,0 +1,94 @@
+"""One photograph in five styles: Gatys, Ecker & Bethge 2016, figure 2.
+
+    python experiments/nst_gatys.py --content PHOTO --style PAINTING ... --weights FILE
+
+Claim     content and style of images can be separated: the same content with the style of each painting
+Network   VGG to relu5_1 by --weights, or as far as the file goes; without one, a VGG-19 of random weights
+Recipe    content relu4_2, style relu1_1 to relu5_1 in equal parts, alpha/beta 1e-3, from white noise, L-BFGS,
+          200 steps, 256 pixels; the five styles in one program
+Output    sheet.png: the content, and each painting above its result; losses.json: every term of every step
+Expected  the total falls below 5 % of its value at the start in every picture
+Measured  not yet
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxcnn.cli import run_program
+from jaxcnn.data.images import read_image
+from jaxcnn.files import write_json
+from jaxcnn.style import network, pictures
+from jaxcnn.style.settings import Settings
+from jaxcnn.style.transfer import Step, Style, stylize_each
+
+
+def photographs() -> tuple[np.ndarray, np.ndarray]:
+    """The two that come with scikit-learn: a temple and a flower."""
+    from sklearn.datasets import load_sample_image
+
+    return load_sample_image("china.jpg"), load_sample_image("flower.jpg")
+
+
+def draw(content: np.ndarray, styles: Sequence[np.ndarray], results: Sequence[np.ndarray], path: Path) -> None:
+    """The content, and each painting above its picture."""
+    from matplotlib.figure import Figure
+
+    columns = 1 + len(styles)
+    figure = Figure(figsize=(3 * columns, 5), layout="constrained")
+    axes = figure.subplots(2, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    axes[1, 0].imshow(content)
+    axes[1, 0].set_title("content")
+    for i, (style, result) in enumerate(zip(styles, results, strict=True), 1):
+        axes[0, i].imshow(style)
+        axes[0, i].set_title(f"style {i}")
+        axes[1, i].imshow(result)
+        axes[1, i].set_title(f"content in style {i}")
+    figure.savefig(path, dpi=110)
+
+
+def show(step: Step) -> None:
+    if step.done % 10 == 1 or step.done == step.total:
+        totals = " ".join(f"{total:.3g}" for total in np.ravel(step.line["total"]))
+        print(f"step {step.done - 1}/{step.total - 1}: total {totals}", flush=True)
+
+
+def run(args: argparse.Namespace, output: Path) -> None:
+    frozen = network.load(args.weights) if args.weights else network.random(width=8 if args.smoke else 64)
+    print(f"{frozen.source}, to {frozen.layers[-1]}", flush=True)
+    photo, flower = photographs()
+    content = read_image(args.content) if args.content else photo
+    styles = [read_image(path) for path in args.style] or [flower, photo[::-1]]
+    settings = Settings(size=args.size, steps=args.steps, init="noise")
+    result = stylize_each(
+        content, [[Style(style)] for style in styles], network=frozen, settings=settings, callback=show
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    first, last = (np.array(result.losses[i]["total"]) for i in (0, -1))
+    for i, share in enumerate(last / first, 1):
+        print(f"style {i}: the total fell to {share:.2%}")
+    write_json(output / "losses.json", {"network": frozen.source, "losses": result.losses})
+    shown = [pictures.fitted(style, args.size) for style in styles]
+    draw(pictures.fitted(content, args.size), shown, result.pictures, output / "sheet.png")
+    for i, picture in enumerate(result.pictures, 1):
+        pictures.write(output / f"style{i}.png", picture)
+    print(f"wrote {output}")
+
+
+def main() -> None:
+    parser: Any = argparse.ArgumentParser(description="One photograph in several styles, in one program.")
+    parser.add_argument("--content", type=Path, help="photograph (default: one that comes with scikit-learn)")
+    parser.add_argument("--style", type=Path, nargs="+", default=[], help="paintings (default: photographs)")
+    parser.add_argument("--weights", help="a VGG: file, or NAME.TAG once fetched (default: random weights)")
+    parser.add_argument("--size", type=int, default=256, help="of the longer side (default: 256)")
+    parser.add_argument("--steps", type=int, default=200, help="of L-BFGS (default: 200)")
+    run_program(parser, run, smoke={"size": 64, "steps": 3})
+
+
+if __name__ == "__main__":
+    main()
