@@ -268,7 +268,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.set_xticks(sizes, [str(size) for size in sizes])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-        axes.legend()
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(COLOURS))
     figure.savefig(path, dpi=120)
 
 
