@@ -158,8 +158,14 @@ def random(*, width: int = 64, pooling: str = "max", seed: int = 0) -> Network:
     Random filters see edges and colours, not objects: textures come out, not what trained weights give.
     """
     module = create("vgg19", width=width, hidden=1, num_classes=1, pooling=pooling)
-    variables: Any = jax.jit(lambda x: module.init(jax.random.key(seed), x, train=False))(jnp.zeros((1, 32, 32, 3)))
-    params = {layer: leaves for layer, leaves in variables["params"].items() if layer.startswith("conv")}
+    image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    shapes: Any = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), image)
+    rng, params = np.random.default_rng(seed), {}  # NumPy: to compile JAX's draws of 16 layers takes 10 seconds
+    for layer, leaves in shapes["params"].items():
+        if layer.startswith("conv"):
+            *window, features = leaves["kernel"].shape
+            kernel = rng.standard_normal((*window, features), np.float32) * np.sqrt(np.float32(2 / np.prod(window)))
+            params[layer] = {"kernel": jnp.asarray(kernel), "bias": jnp.zeros(features)}
     names = feature_names(module, input=(224, 224, 3))
     matrix, bias = _affine(PREPROCESSINGS["caffe"])
     layers = tuple(names[: names.index("avgpool")])

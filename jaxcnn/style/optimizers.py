@@ -214,6 +214,6 @@ def finite(value: Array, grad: Array) -> Array:
 
 def chosen(condition: Array, new: Array, old: Array) -> Array:
     """`new` where `condition` (k,) or () holds, for leaves that lead with its axes, or have no axis (counts)."""
-    if new.ndim < condition.ndim:  # Adam's count is one for the batch
-        return jnp.where(condition.all(), new, old)
+    if new.ndim < condition.ndim:  # Adam's count is one for the batch, and goes on with any of it
+        return jnp.where(condition.any(), new, old)
     return jnp.where(condition.reshape(condition.shape + (1,) * (new.ndim - condition.ndim)), new, old)

@@ -1,5 +1,6 @@
 """How the terms fell, and what they come to in the end, as a picture."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,31 +10,39 @@ import numpy as np
 from jaxcnn.files import replacing
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+
+
+SPAN = 1e-6
+"""What is smaller than this share of the largest value is rounding, and not shown."""
 
 
 def losses(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Curves of the total and of every term that is not 0 throughout, and bars of each layer's first and last value."""
+    """Curves of the total and of every term that is not 0 throughout, and bars of each one's first and last value."""
     from matplotlib.figure import Figure
 
-    names = [name for name in lines[0] if "/" in name or name in ("total", "tv")]
+    names = ["total", *(name for name in lines[0] if "/" in name or name == "tv")]
     values = {name: np.array([line[name] for line in lines]) for name in names}
-    values = {name: value for name, value in values.items() if (value > 0).any()}
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    curves, bars = figure.subplots(1, 2)
-    for i, (name, value) in enumerate(values.items()):
-        style = {"color": "black", "linewidth": 2} if name == "total" else {"color": COLOURS[i % len(COLOURS)]}
-        curves.plot(np.where(value > 0, value, np.nan), label=name, **style)
-    curves.set(yscale="log", xlabel="evaluations", ylabel="weighted loss", title="Terms")
-    curves.legend(fontsize=8)
+    values = {name: value for name, value in values.items() if name == "total" or (value > 0).any()}
+    most = max(value.max() for value in values.values()) or 1.0
+    values = {name: np.maximum(value, SPAN / 10 * most) for name, value in values.items()}
+    limits = 0.5 * max(SPAN * most, min(value.min() for value in values.values())), 2 * most
+    looks = [("black", "-"), *((colour, line) for line in ("-", "--", ":") for colour in COLOURS)]
+    figure = Figure(figsize=(12, 2.5 + 0.35 * max(len(values), 5)), layout="constrained")
+    curves, bars = figure.subplots(1, 2, width_ratios=(3, 2))
+    for (name, value), (colour, line) in zip(values.items(), itertools.cycle(looks), strict=False):
+        marker = "o" if len(value) == 1 else ""
+        curves.plot(value, line, label=name, color=colour, marker=marker)
+    curves.set(yscale="log", ylim=limits, xlabel="evaluations", ylabel="weighted loss", title="The terms on the way")
     curves.grid(alpha=0.3)
-    layers = [name for name in values if name != "total"]
-    at = np.arange(len(layers))
+    at = np.arange(len(values))
     for shift, index, label, colour in ((-0.2, 0, "first", "#999999"), (0.2, -1, "last", COLOURS[0])):
-        bars.bar(at + shift, [values[name][index] for name in layers], 0.4, label=label, color=colour)
-    bars.set(yscale="log", ylabel="weighted loss", title="By layer")
-    bars.set_xticks(at, layers, rotation=30, ha="right")
-    bars.legend()
-    bars.grid(axis="y", alpha=0.3)
+        bars.barh(at + shift, [value[index] for value in values.values()], 0.4, label=label, color=colour)
+    bars.set(xscale="log", xlim=limits, xlabel="weighted loss", title="First and last")
+    bars.set_yticks(at, list(values))
+    bars.invert_yaxis()
+    bars.grid(axis="x", alpha=0.3)
+    figure.legend(handles=curves.get_lines(), loc="outside lower left", ncols=4, fontsize=9)
+    figure.legend(handles=bars.containers, loc="outside lower right", ncols=2, fontsize=9)
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=100)

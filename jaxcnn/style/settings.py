@@ -8,11 +8,7 @@ from jaxcnn.errors import InputError
 
 @dataclass(frozen=True)
 class Settings:
-    """Names are checked where they are used.
-
-    Raises:
-      InputError: a number out of its range.
-    """
+    """What the picture depends on. Names are checked where they are used, numbers here (`InputError`)."""
 
     size: int = 256
     """Pixels of the picture's longer side."""
@@ -23,13 +19,13 @@ class Settings:
     learning_rate: float = 0.02
     """Adam's, in pixels of 0..1."""
     init: str = "content"
-    """content, noise, statistics (noise in the style's colours), or an image file."""
+    """content, noise, statistics (noise in the first style's colours), or an image file."""
     content_layers: tuple[str, ...] = ()
-    """LAYER or WEIGHT:LAYER; by default relu4_2, or the deepest one that the weights have before it."""
+    """LAYER or WEIGHT:LAYER, several by spaces or commas; by default relu4_2, or the deepest that there is."""
     style_layers: tuple[str, ...] = ()
-    """LAYER or WEIGHT:LAYER, weights being relative; by default relu1_1 to relu5_1 as far as the weights go."""
+    """As above; weights are relative; by default relu1_1, relu2_1, ... relu5_1, as far as the weights go."""
     content_weight: float = 1.0
-    """alpha; the paper's ratio to beta is 1e-3."""
+    """alpha: the paper's ratio to beta is 1e-3."""
     style_weight: float = 1000.0
     """beta."""
     tv_weight: float = 0.0
@@ -37,25 +33,30 @@ class Settings:
     style_loss: str = "gram"
     """gram, or wasserstein."""
     style_scale: float = 1.0
-    """Longer side of the style images over that of the picture: below 1 for finer strokes."""
+    """Longer side of the style images over the picture's: below 1 for finer strokes."""
     scales: int = 1
-    """Sizes to go through, each sqrt(2) times the one before, the last one being --size."""
+    """Sizes to go through, each sqrt(2) times the one before, up to --size."""
     preserve_colors: bool = False
-    """Only the luminance is transferred."""
+    """Transfer the luminance only."""
     tile: int | None = None
-    """Pixels of a tile, for pictures that do not fit in memory; 0: none; by default 512 above 2 megapixels."""
+    """Side of a tile, for pictures too large for memory; 0: none; by default 512 above 2 megapixels."""
     ema: float = 0.0
-    """Decay of an average over the steps' pictures, which is then the result; 0: none."""
+    """Decay of an average over the steps' pictures, then the result; 0: none."""
     tolerance: float = 0.0
-    """A scale ends once the total changes by less than this share in 10 steps; 0: never."""
+    """A scale ends once 10 steps change the total by less than this share; 0: never."""
     seed: int = 0
     """Of the noise."""
 
     def __post_init__(self) -> None:
-        for name, least in (("size", 1), ("steps", 0), ("scales", 1), ("seed", 0), ("tile", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
+        tile = 0 if self.tile is None else self.tile
+        for name, value, least in (
+            *(("size", self.size, 1), ("steps", self.steps, 0), ("scales", self.scales, 1)),
+            *(("seed", self.seed, 0), ("tile", tile, 0)),
+        ):
+            if not (isinstance(value, int) and value >= least):
                 raise InputError(f"{name} {value}: expected an integer of at least {least}")
+        if self.seed >= 2**32:
+            raise InputError(f"seed {self.seed}: expected an integer below 2**32")
         for name in ("content_weight", "style_weight", "tv_weight", "tolerance"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
@@ -74,13 +75,21 @@ def parse_weighted(text: str) -> tuple[float, str]:
     """ "0.5:relu4_2" as (0.5, "relu4_2"); without a weight, 1.
 
     Raises:
-      InputError: a weight that is not above 0.
+      InputError: a weight that is not above 0, or nothing that it belongs to.
     """
     before, colon, after = text.partition(":")
     try:
         weight = float(before) if colon else 1.0
     except ValueError:
         return 1.0, text  # a colon that belongs to the name
+    name = after if colon else text
+    if not name:
+        raise InputError(f"{text!r} names nothing: expected NAME or WEIGHT:NAME")
+    check_weight(weight, of=repr(name))
+    return weight, name
+
+
+def check_weight(weight: float, *, of: str) -> None:
+    """`InputError` where that is no finite number above 0."""
     if not (math.isfinite(weight) and weight > 0):
-        raise InputError(f"{text!r} has weight {before}: expected a number above 0")
-    return weight, after if colon else text
+        raise InputError(f"{of} has weight {weight:g}: expected a number above 0")

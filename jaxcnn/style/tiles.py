@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxcnn.errors import InputError
@@ -19,6 +20,9 @@ from jaxcnn.style.losses import Moments, content_loss, normalised, total_variati
 from jaxcnn.style.network import Network, Reach
 from jaxcnn.style.objective import Objective, Targets, Terms
 from jaxcnn.types import Array
+
+_FIRST = np.int32(0)
+"""Of an axis that is taken whole; origins are int32, and slices want indices of one type."""
 
 
 class Tile(NamedTuple):
@@ -70,12 +74,10 @@ class Grid:
 
     def owned(self, tile: Tile, shape: Sequence[int], stride: int) -> Array:
         """(h, w) of 0 and 1: which features of a window's map, of that shape and stride, are the tile's."""
-        end = jnp.asarray(self.size, jnp.int32)
         inside = []
         for axis in (0, 1):
             at = tile.origin[axis] + stride * jnp.arange(shape[axis])
-            last = jnp.where(tile.last[axis] == end[axis], end[axis] + stride, tile.last[axis])
-            inside.append((at >= tile.first[axis]) & (at < last))
+            inside.append((at >= tile.first[axis]) & (at < tile.last[axis]))
         return inside[0].reshape(-1, 1) & inside[1].reshape(1, -1)
 
 
@@ -118,7 +120,7 @@ class Tiled:
 
 
 def _window(tiled: Tiled, x: Array, tile: Tile) -> Array:
-    return lax.dynamic_slice(x, (0, *tile.origin, 0), (len(x), *tiled.grid.window, x.shape[-1]))
+    return lax.dynamic_slice(x, (_FIRST, *tile.origin, _FIRST), (len(x), *tiled.grid.window, x.shape[-1]))
 
 
 def _owned(tiled: Tiled, name: str, tile: Tile, features: Array) -> Array:
@@ -129,9 +131,9 @@ def _part(tiled: Tiled, name: str, tile: Tile, whole: Array, features: Array) ->
     """What a window shows of a layer's whole map (n, h, w, ...)."""
     stride = tiled.grid.reach.of(name)
     y, x = tile.origin // stride
-    return lax.dynamic_slice(
-        whole, (0, y, x, *(0 for _ in whole.shape[3:])), (len(whole), *features.shape[1:3], *whole.shape[3:])
-    )
+    rest = whole.shape[3:]
+    start = (_FIRST, y, x, *(_FIRST for _ in rest))
+    return lax.dynamic_slice(whole, start, (len(whole), *features.shape[1:3], *rest))
 
 
 def _weights(tiled: Tiled, name: str, tile: Tile, features: Array, masks: Array | None) -> Array:
@@ -202,7 +204,7 @@ def _pull(
 
     pulled, losses = jax.grad(total, has_aux=True)(_window(tiled, x, tile))
     before = _window(tiled, grad, tile)
-    grad = lax.dynamic_update_slice(grad, before + pulled, (0, *tile.origin, 0))
+    grad = lax.dynamic_update_slice(grad, before + pulled, (_FIRST, *tile.origin, _FIRST))
     return {name: content[name] + loss for name, loss in losses.items()}, grad
 
 
@@ -223,5 +225,5 @@ def _paste(tiled: Tiled, network: Network, x: Array, tile: Tile, whole: dict[str
         y, left = tile.origin // stride
         kept = _part(tiled, name, tile, whole[name], one)
         owned = _owned(tiled, name, tile, one).reshape(1, *one.shape[1:3], 1)
-        pasted[name] = lax.dynamic_update_slice(whole[name], jnp.where(owned, one, kept), (0, y, left, 0))
+        pasted[name] = lax.dynamic_update_slice(whole[name], jnp.where(owned, one, kept), (_FIRST, y, left, _FIRST))
     return pasted

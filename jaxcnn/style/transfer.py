@@ -7,8 +7,8 @@ while they are optimised; the picture that is returned is.
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,39 +16,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn.checkpoint import Checkpoints, Restored
-from jaxcnn.errors import InputError, unknown
+from jaxcnn.checkpoint import CheckpointError, Checkpoints, Restored
+from jaxcnn.errors import InputError, TrainingFailed, unknown
 from jaxcnn.signals import StopRequest
 from jaxcnn.style import optimizers, pictures
 from jaxcnn.style.losses import STYLE_LOSSES, Moments, moments
 from jaxcnn.style.network import PAPER_CONTENT, PAPER_STYLE, Network
 from jaxcnn.style.objective import Objective, Targets, Terms
 from jaxcnn.style.optimizers import Optimizer, State
-from jaxcnn.style.pictures import Picture
+from jaxcnn.style.pictures import Picture, Style
 from jaxcnn.style.settings import Settings, parse_weighted
 from jaxcnn.style.tiles import Grid, Tiled
-from jaxcnn.tree import unflatten
+from jaxcnn.tree import state_sha256, unflatten
 from jaxcnn.types import Array
 
 UNTILED = 1 << 21
 """Pixels of a picture up to which one evaluation takes it whole, where no tile is asked for."""
 TILE = 512
 SECONDS_BETWEEN_CHECKPOINTS = 30.0
+"""At least; and ten times as long as saving takes."""
 WINDOW = 10
 """Steps over which the relative change is taken for stopping early."""
 
 
-@dataclass(frozen=True)
-class Style:
-    """`picture` is held against the result where `mask` (h, w) in 0..1, of any size, is high; None: everywhere."""
-
-    picture: Picture
-    weight: float = 1.0
-    mask: np.ndarray | None = None
-
-
 class Step(NamedTuple):
-    """What a callback is given after every step: the `line` of the log, and `pictures()`, as they are."""
+    """What a callback is given after every step: the `line` of the log; how many evaluations of how many are `done`;
+    and `pictures()`, as they are, to be called before the callback returns."""
 
     line: dict[str, Any]
     done: int
@@ -57,8 +50,9 @@ class Step(NamedTuple):
 
 
 class Stylized(NamedTuple):
-    """`pictures`, one for each group of styles; `losses`, lines with step, size, total and every term, lists where
-    there are several pictures; `stopped`: "steps", "tolerance", "converged" or "not finite"."""
+    """`pictures`, one for each group of styles; `losses`, lines with step (updates so far), size and every term, lists
+    where there are several pictures; a scale begins with the step that the one before ended with. `stopped`: "steps",
+    "tolerance", "converged" or "not finite", which leaves the pictures as they were before."""
 
     pictures: list[Picture]
     losses: list[dict[str, Any]]
@@ -81,21 +75,20 @@ def stylize_each(
     start: Picture | None = None,
     callback: Callable[[Step], None] | None = None,
     checkpoints: Checkpoints | None = None,
-    identity: Mapping[str, str] | None = None,
     stop: StopRequest | None = None,
 ) -> Stylized:
     """A picture for each group of styles, all in one program.
 
     `start` is where the pictures begin in place of `settings.init`. With `checkpoints` the work is saved every half
-    minute and when `stop` asks for it, and an earlier call with the same arguments is gone on with, to the same bits;
-    `identity` names what else must be the same, such as the digests of files.
+    minute and when `stop` asks for it, and an earlier call with the same arguments is gone on with, to the same bits.
 
     Raises:
       InputError: no style, masks that do not fit, layers or sizes that the network cannot give, a checkpoint of another
         call.
+      TrainingFailed: the loss is not finite to begin with.
       Stopped: `stop` asked for it; what there is was saved.
     """
-    run = _Run(content, groups, network, settings, start, checkpoints, identity or {})
+    run = _Run(content, groups, network, settings, start, checkpoints)
     return run(callback or (lambda step: None), stop or StopRequest())
 
 
@@ -125,7 +118,6 @@ class _Run:
         settings: Settings,
         start: Picture | None,
         checkpoints: Checkpoints | None,
-        identity: Mapping[str, str],
     ):
         if not groups or not all(groups) or len({len(group) for group in groups}) > 1:
             raise InputError("give a style image, or as many for every picture")
@@ -135,47 +127,70 @@ class _Run:
             raise unknown("init", settings.init, pictures.STARTS)
         if settings.style_loss not in STYLE_LOSSES:
             raise unknown("style loss", settings.style_loss, STYLE_LOSSES)
+        for picture, what in ((content, "the content image"), (start, "the picture to start from")):
+            if picture is not None:
+                pictures.check(picture, what=what)
         self.content, self.groups, self.network, self.settings = content, groups, network, settings
-        self.start, self.checkpoints, self.identity = start, checkpoints, identity
+        self.start, self.checkpoints = start, checkpoints
         self.objective = objective_of(settings, network)
         self.optimizer = optimizers.make(settings.optimizer, learning_rate=settings.learning_rate)
         self.losses: list[dict[str, Any]] = []
+        self.save_at = time.monotonic() + SECONDS_BETWEEN_CHECKPOINTS
         longest = [settings.size / math.sqrt(2) ** i for i in reversed(range(settings.scales))]
-        self.contents = [pictures.fitted(content, each) for each in longest]
-        for picture in self.contents:
-            network.check(self.objective.layers, size=picture.shape[:2], what="the picture")
+        self.sizes = [pictures.fitted_size(content, each) for each in longest]
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        """Of the images as they come, which enlarging does not add to, and at the first, smallest scale."""
+        styles = [style for group in self.groups for style in group]
+        seen = [(self.content.shape[:2], "the content image"), (self.sizes[0], "the picture at its first scale")]
+        held = [(style.picture.shape[:2], "a style image") for style in styles]
+        held += [
+            (self._style_size(style, scale), "a style image at its scale") for style in styles for scale in (0, -1)
+        ]
+        layers = [name for name, _ in self.objective.style]
+        for names, sizes in ((self.objective.layers, seen), (layers, held)):
+            size, what = min(sizes, key=lambda one: min(one[0]))
+            self.network.check(names, size=size, what=what)
+
+    def _style_size(self, style: Style, scale: int) -> tuple[int, int]:
+        return pictures.fitted_size(style.picture, max(self.sizes[scale]) * self.settings.style_scale)
 
     def __call__(self, callback: Callable[[Step], None], stop: StopRequest) -> Stylized:
         saved = self._restored()
         first = saved.loop["scale"] if saved else 0
         carry, stopped = None, "steps"
-        for scale in range(first, len(self.contents)):
+        for scale in range(first, len(self.sizes)):
+            if carry is not None and stop.signum is not None:
+                self._save(scale - 1, self.settings.steps + 1, carry)
             stop.check()
             job = self._prepare(scale)
             done = 0
-            if saved and scale == first:
-                like = jax.eval_shape(lambda job=job: self._begun(job.content, job))
-                carry = jax.tree.map(jnp.asarray, unflatten(like, saved.arrays, what="checkpoint's arrays"))
+            if saved:
+                like = jax.eval_shape(self._begun, job.content)
+                carry = jax.tree.map(jnp.array, unflatten(like, saved.arrays, what="checkpoint's arrays"))
                 done, self.losses = saved.loop["done"], saved.loop["losses"]
+                saved = None  # as large as `carry`
             elif carry is None:
-                carry = self._begun(self._first(job), job)
+                carry = self._begun(self._first(job))
             else:
-                carry = self._enlarged(carry, job)
+                carry = _enlarged(self.optimizer, self.objective.names, job.content.shape[1:3], carry)
             carry, stopped = self._optimise(scale, job, carry, done, callback, stop)
             if stopped == "not finite":
                 break
         assert carry is not None
+        if not self.losses:
+            raise TrainingFailed("the loss is not finite to begin with: give smaller weights, of the layers or in all")
         return Stylized(self._pictures(job, carry), self.losses, stopped)
 
     def _optimise(
         self, scale: int, job: Job, carry: Carry, done: int, callback: Callable[[Step], None], stop: StopRequest
     ) -> tuple[Carry, str]:
         """The steps of one scale, and why they ended. Step 0 evaluates the picture as it comes."""
-        steps, saved_at = self.settings.steps, time.monotonic()
+        steps = self.settings.steps
         for step in range(done, steps + 1):
-            if stop.signum is not None or time.monotonic() - saved_at > SECONDS_BETWEEN_CHECKPOINTS:
+            if stop.signum is not None or time.monotonic() > self.save_at:
                 self._save(scale, step, carry)
-                saved_at = time.monotonic()
                 stop.check()
             if job.tiled:
                 terms, grad = job.tiled.value_and_grad(self.network, job.targets, carry.state.point)
@@ -184,19 +199,21 @@ class _Run:
                 carry, stuck, fine = _step(
                     self.objective, self.optimizer, self.settings.ema, self.network, job.targets, carry
                 )
-            if not fine and stuck:
+            stuck, fine = jax.device_get((stuck, fine))
+            if (stuck & ~fine).any():
                 return carry, "not finite"
             self._log(scale * steps + step, job, carry)
-            total = (steps + 1) * len(self.contents)
+            total = (steps + 1) * len(self.sizes)
             callback(Step(self.losses[-1], scale * (steps + 1) + step + 1, total, partial(self._pictures, job, carry)))
-            if stuck:
+            if stuck.all():
                 return carry, "converged"
             if step >= WINDOW and self._settled():
                 return carry, "tolerance"
         return carry, "steps"
 
     def _log(self, step: int, job: Job, carry: Carry) -> None:
-        terms = {name: np.asarray(values).tolist() for name, values in carry.terms.items()}
+        found = jax.device_get(carry.terms)
+        terms = {name: found[name].tolist() for name in self.objective.names}
         if len(self.groups) == 1:
             terms = {name: values[0] for name, values in terms.items()}
         self.losses.append({"step": step, "size": max(job.content.shape), **terms})
@@ -206,12 +223,11 @@ class _Run:
         return bool((np.abs(before - now) < self.settings.tolerance * np.abs(now)).all())
 
     def _prepare(self, scale: int) -> Job:
-        content = pictures.to_array(self.contents[scale])
-        longer = max(content.shape) * self.settings.style_scale
-        styles = [[pictures.to_array(pictures.fitted(s.picture, longer)) for s in group] for group in self.groups]
-        for style in (style for group in styles for style in group):
-            layers = [name for name, _ in self.objective.style]
-            self.network.check(layers, size=style.shape[1:3], what="a style image at this scale")
+        content = pictures.to_array(pictures.scaled(self.content, self.sizes[scale]))
+        styles = [
+            [pictures.to_array(pictures.scaled(style.picture, self._style_size(style, scale))) for style in group]
+            for group in self.groups
+        ]
         seen = content
         if self.settings.preserve_colors:
             styles = [[pictures.matched_luminance(style, content) for style in group] for group in styles]
@@ -225,8 +241,8 @@ class _Run:
             lambda *leaves: jnp.concatenate(leaves),
             *(jax.tree.map(lambda *s: jnp.concatenate(s, 1), *group) for group in found),
         )
-        weights = np.array([[style.weight for style in group] for group in self.groups], np.float32)
-        shares = jnp.asarray(weights / weights.sum(1, keepdims=True))
+        weights = np.array([[style.weight for style in group] for group in self.groups])
+        shares = jnp.asarray(weights / weights.sum(1, keepdims=True), jnp.float32)
         return Job(content, styles, Targets(features, moments, shares, self._masks((height, width))), tiled)
 
     def _tiled(self, size: tuple[int, int]) -> Tiled | None:
@@ -242,43 +258,19 @@ class _Run:
 
     def _masks(self, size: tuple[int, int]) -> Array | None:
         masks = [style.mask for style in self.groups[0]]
-        if all(mask is None for mask in masks):
-            return None
-        whole = np.ones(size, np.float32)
-        scaled = [
-            whole if mask is None else jax.image.resize(jnp.asarray(mask, jnp.float32), size, "linear")
-            for mask in masks
-        ]
-        return jnp.stack([jnp.asarray(mask) for mask in scaled])
+        return None if all(mask is None for mask in masks) else pictures.scaled_masks(masks, size)
 
     def _first(self, job: Job) -> Array:
         if self.start is None:
             firsts = [group[0] for group in job.styles]
-            x = pictures.start(
-                self.settings.init, content=job.content, styles=firsts, count=len(firsts), seed=self.settings.seed
-            )
+            x = pictures.start(self.settings.init, content=job.content, styles=firsts, seed=self.settings.seed)
         else:
             x = pictures.to_array(pictures.scaled(self.start, job.content.shape[1:3]))
-            x = jnp.broadcast_to(x, (len(self.groups), *x.shape[1:]))
         return pictures.luminance(x) if self.settings.preserve_colors else x
 
-    def _begun(self, x: Array, job: Job) -> Carry:
-        return self._carry(self.optimizer.init(x))
-
-    def _carry(self, state: State) -> Carry:
-        zero = jnp.zeros(len(state.x), state.x.dtype)
-        terms = dict.fromkeys(self.objective.names, zero)
-        return jax.tree.map(jnp.array, Carry(state, terms, state.x if self.settings.ema else None))
-
-    def _enlarged(self, carry: Carry, job: Job) -> Carry:
-        """From the picture of the scale before."""
-        shape = carry.state.x.shape[:1] + job.content.shape[1:]
-
-        def resize(leaf: Array) -> Array:
-            return jax.image.resize(leaf, shape, "cubic")
-
-        x = carry.state.x if carry.average is None else carry.average
-        return self._carry(self.optimizer.resized(carry.state, resize(x), resize))
+    def _begun(self, x: Array) -> Carry:
+        x = jnp.broadcast_to(x, (len(self.groups), *x.shape[1:]))
+        return _begun(self.optimizer, self.objective.names, self.settings.ema > 0, x)
 
     def _pictures(self, job: Job, carry: Carry) -> list[Picture]:
         x = carry.state.x if carry.average is None else carry.average
@@ -286,27 +278,54 @@ class _Run:
             x = pictures.coloured(x, job.content)
         return [pictures.to_picture(one) for one in x]
 
-    def _identity(self) -> dict[str, Any]:
-        """What a checkpoint must have been made with, as JSON."""
-        made_with = {**asdict(self.settings), "network": self.network.source, "pictures": len(self.groups)}
-        return json.loads(json.dumps({**made_with, **self.identity}))
+    def _made_with(self) -> dict[str, Any]:
+        """All that the pictures depend on, as JSON: what a checkpoint must have been made with."""
+        module: Any = self.network.module
+        network = {"variables": self.network.variables, "pixels": (self.network.matrix, self.network.bias)}
+        described = {
+            **asdict(self.settings),
+            "content": pictures.digest(self.content),
+            "start": pictures.digest(self.start),
+            "weights": state_sha256(network)[:16],
+            "pooling": module.pooling,
+        }
+        for picture, group in enumerate(self.groups):
+            for i, style in enumerate(group):
+                described[f"style {picture}.{i}"] = [
+                    pictures.digest(style.picture),
+                    style.weight,
+                    pictures.digest(style.mask),
+                ]
+        return json.loads(json.dumps(described))
 
     def _save(self, scale: int, done: int, carry: Carry) -> None:
-        if self.checkpoints:
-            number = scale * (self.settings.steps + 1) + done
-            loop = {"scale": scale, "done": done, "losses": self.losses, "made_with": self._identity()}
+        if self.checkpoints is None:
+            return
+        begun = time.monotonic()
+        number = scale * (self.settings.steps + 2) + done
+        loop = {"scale": scale, "done": done, "losses": self.losses, "made_with": self._made_with()}
+        try:
             self.checkpoints.save(number, carry, loop=loop)
+        except CheckpointError as error:
+            self.checkpoints.report(f"{error}; the next one tries again")
+        now = time.monotonic()
+        self.save_at = now + max(SECONDS_BETWEEN_CHECKPOINTS, 10 * (now - begun))
 
     def _restored(self) -> Restored | None:
-        saved = self.checkpoints.restore_latest() if self.checkpoints else None
-        if saved is None or self.checkpoints is None:
+        if self.checkpoints is None:
             return None
-        made_with, now = saved.loop["made_with"], self._identity()
-        differ = [f"{key}: {made_with.get(key)!r} -> {now[key]!r}" for key in now if made_with.get(key) != now[key]]
-        if differ:
+        saved = self.checkpoints.restore_latest()
+        if saved is None:
+            if self.checkpoints.damaged.exists():
+                self.checkpoints.report("no whole checkpoint is left: the picture is begun anew")
+            return None
+        then, now = saved.loop["made_with"], self._made_with()
+        keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+        if keys:
+            differ = "; ".join(f"{key}: {then.get(key)!r} -> {now.get(key)!r}" for key in keys)
             raise InputError(
-                f"{self.checkpoints.directory.parent} holds an unfinished picture of other settings"
-                f" ({'; '.join(differ)}): give these again, another output, or delete it"
+                f"{self.checkpoints.directory} holds an unfinished picture of other settings or inputs ({differ}):"
+                " give those again, or another output, or delete it"
             )
         return saved
 
@@ -323,7 +342,10 @@ def objective_of(settings: Settings, network: Network) -> Objective:
 
 def _weighted(texts: Sequence[str], factor: float) -> tuple[tuple[str, float], ...]:
     """(layer, weight), the weights summing to `factor`; none where that is 0."""
-    parts = [parse_weighted(text) for text in ",".join(texts).split(",")]
+    parts = [parse_weighted(text.strip()) for text in ",".join(texts).split(",")]
+    names = [name for _, name in parts]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"layer {twice[0]} is given twice: give it once, with the sum of its weights")
     total = sum(weight for weight, _ in parts)
     return tuple((name, factor * weight / total) for weight, name in parts) if factor else ()
 
@@ -338,6 +360,28 @@ def _moments(network: Network, x: Array, names: tuple[str, ...]) -> dict[str, Mo
     return {name: moments(one) for name, one in network.features(x, names).items()}
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _begun(optimizer: Optimizer, names: tuple[str, ...], ema: bool, x: Array) -> Carry:
+    return _carry(optimizer.init(x), names, ema)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _enlarged(optimizer: Optimizer, names: tuple[str, ...], size: tuple[int, int], carry: Carry) -> Carry:
+    """From the picture of the scale before. Adam's moments are resized linearly: the second must not fall below 0, nor
+    to 0 where the first does not, which would be a step without bound."""
+    x = carry.state.x if carry.average is None else carry.average
+    shape = (len(x), *size, x.shape[-1])
+    linear = partial(jax.image.resize, shape=shape, method="linear")
+    state = optimizer.resized(carry.state, jax.image.resize(x, shape, "cubic"), linear)
+    return _carry(state, names, carry.average is not None)
+
+
+def _carry(state: State, names: tuple[str, ...], ema: bool) -> Carry:
+    """Each leaf in memory of its own, since a step gives all of it away."""
+    terms = dict.fromkeys(names, jnp.zeros(len(state.x), state.x.dtype))
+    return jax.tree.map(jnp.array, Carry(state, terms, state.x if ema else None))
+
+
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=5)
 def _step(
     objective: Objective, optimizer: Optimizer, ema: float, network: Network, targets: Targets, carry: Carry
@@ -348,12 +392,13 @@ def _step(
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
 def _told(optimizer: Optimizer, ema: float, carry: Carry, terms: Terms, grad: Array) -> tuple[Carry, Array, Array]:
-    """What follows an evaluation; whether no picture has anywhere to go, and whether the values were finite."""
+    """What follows an evaluation; by picture (k,), whether it has nowhere to go, and whether all was finite."""
     state, kept = optimizer.tell(carry.state, terms["total"], grad)
-    stuck = ~kept & (state.point == carry.state.point).all((1, 2, 3))
+    same = (state.point == carry.state.point) | (jnp.isnan(state.point) & jnp.isnan(carry.state.point))
+    stuck = ~kept & same.all((1, 2, 3))
+    fine = optimizers.finite(terms["total"], grad)
     terms = {name: jnp.where(kept, found, carry.terms[name]) for name, found in terms.items()}
     average = carry.average
     if average is not None:
         average = jnp.where(jnp.isinf(carry.state.value).all(), state.x, ema * average + (1 - ema) * state.x)
-    fine = optimizers.finite(terms["total"], grad).all()
-    return Carry(state, terms, average), stuck.all(), fine
+    return Carry(state, terms, average), stuck, fine
