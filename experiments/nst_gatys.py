@@ -73,8 +73,8 @@ def run(args: argparse.Namespace, output: Path) -> None:
     for i, share in enumerate(last / first, 1):
         print(f"style {i}: the total fell to {share:.2%}")
     write_json(output / "losses.json", {"network": frozen.source, "losses": result.losses})
-    shown = [pictures.fitted(style, args.size) for style in styles]
-    draw(pictures.fitted(content, args.size), shown, result.pictures, output / "sheet.png")
+    shown, *paintings = (pictures.scaled(one, pictures.fitted_size(one, args.size)) for one in (content, *styles))
+    draw(shown, paintings, result.pictures, output / "sheet.png")
     for i, picture in enumerate(result.pictures, 1):
         pictures.write(output / f"style{i}.png", picture)
     print(f"wrote {output}")

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace, output: Path) -> None:
         results[name] = stylize(content, [Style(style)], network=frozen, settings=settings)
         first, last = (results[name].losses[i]["total"] for i in (0, -1))
         print(f"{name}: the total fell to {last / first:.2%}", flush=True)
-    shown, painting = (pictures.fitted(picture, args.size) for picture in (content, style))
+    shown, painting = (pictures.scaled(one, pictures.fitted_size(one, args.size)) for one in (content, style))
     distances = {name: distance(results[name].pictures[0], shown) for name in layers}
     for name, far in distances.items():
         print(f"content from {name}: pixels {far:.3f} from the photograph's (root mean square, of 0..1)")

@@ -157,6 +157,9 @@ def _network(flags: Stylize, digests: dict[str, str]) -> Any:
     from jaxcnn.style import network
 
     if flags.weights:
+        if flags.weights not in INDEX and not Path(flags.weights).exists():
+            vggs = [name for name, entry in INDEX.items() if entry.model in network.CANDIDATES]
+            raise unknown("weights", flags.weights, (*vggs, "a file"))
         frozen = network.load(flags.weights, pooling=flags.pooling)
         held = store.held(flags.weights) if flags.weights in INDEX else Path(flags.weights)
         digests[f"weights {flags.weights}"] = _sha256(held)

@@ -59,6 +59,11 @@ def smooth(height: int, width: int) -> np.ndarray:
     return pictures.scaled(RNG.integers(0, 256, (5, 6, 3), dtype=np.uint8), (height, width))
 
 
+def narrow_vgg(width: int) -> dict[str, np.ndarray]:
+    params = network.random(width=width).variables["params"]
+    return {f"{layer}/{leaf}": np.asarray(one) for layer, leaves in params.items() for leaf, one in leaves.items()}
+
+
 @pytest.fixture(scope="module")
 def given(tmp_path_factory) -> Path:
     """A directory of images, and weights of a narrow VGG-19 in one of the layouts that are read."""
@@ -68,8 +73,7 @@ def given(tmp_path_factory) -> Path:
     pictures.write(directory / "other.jpg", smooth(32, 32))
     pictures.write(directory / "init.losses.png", smooth(24, 32))
     Image.fromarray(smooth(20, 20)[..., 0]).save(directory / "mask.png")
-    params = network.random(width=2).variables["params"]
-    arrays = {f"{layer}/{leaf}": np.asarray(one) for layer, leaves in params.items() for leaf, one in leaves.items()}
+    arrays = narrow_vgg(2)
     np.savez(directory / "vgg.npz", **arrays)
     np.savez(directory / "nan.npz", **{**arrays, "conv2_1/bias": np.full_like(arrays["conv2_1/bias"], np.nan)})
     np.savez(directory / "other.npz", **{"features.0.weight": np.ones((64, 3, 3, 3), np.float32)})
@@ -83,7 +87,7 @@ def usual(given, tmp_path) -> list[str]:
     """Flags that make `tmp_path`/out.png of the given images and weights in a few small steps."""
     paths = {"content": "content.png", "style": "style.png", "weights": "vgg.npz"}
     flags = [part for name, file in paths.items() for part in (f"--{name}", str(given / file))]
-    return [*flags, "--output", str(tmp_path / "out.png"), "--steps", "3", *QUICK]
+    return [*flags, "--output", str(tmp_path / "out.png"), "--steps", "3", "--optimizer", "adam", *QUICK]
 
 
 def read_json(path: Path) -> Any:
@@ -164,7 +168,7 @@ def test_quiet_says_the_result_alone(usual, tmp_path, capsys):
 
 def test_flags_reach_the_engine(usual, given, tmp_path, capsys):
     flags = ["--style", f"2.5:{given / 'other.jpg'}", "--mask", given / "mask.png", "--mask", given / "mask.png"]
-    flags += ["--init", given / "other.jpg", "--optimizer", "adam", "--preserve-colors", "--pooling", "avg"]
+    flags += ["--init", given / "other.jpg", "--optimizer", "lbfgs", "--preserve-colors", "--pooling", "avg"]
     flags += ["--content-layers", "3:relu1_2", "relu2_1", "--style-weight", "10", "--scales", "2", "--save-every", "2"]
     assert stylize(*usual, *flags) == 0
     assert names(tmp_path) == [
@@ -179,7 +183,7 @@ def test_flags_reach_the_engine(usual, given, tmp_path, capsys):
         np.testing.assert_array_equal(np.asarray(frame), np.asarray(image))
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "I;16", "CMYK", "1"])
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16", "CMYK"])
 def test_images_of_any_kind_become_rgb(usual, tmp_path, mode):
     """Initial picture and content are the image as RGB; transparency is dropped."""
     rgb = smooth(24, 32)
@@ -246,8 +250,8 @@ def refused(usual, tmp_path, capsys, monkeypatch):
         (["--style-layers", "relu1_1,relu1_1"], ["relu1_1 is given twice"]),
         (["--save-every", "-1"], ["--save-every -1"]),
         (["--seeed", "1"], ["--seeed", "--seed"]),
-        (["--weights", "vgg19.kears"], ["vgg19.kears"]),
-        (["--weights", "nowhere.npz"], ["nowhere.npz is not a file"]),
+        (["--weights", "vgg19.kears"], ["weights 'vgg19.kears'", "did you mean 'vgg19.keras'", "a file"]),
+        (["--weights", "nowhere.npz"], ["weights 'nowhere.npz'", "a file"]),
         (["--style", "0:{given}/other.jpg"], ["has weight 0", "above 0"]),
         (["--style", "-1:{given}/other.jpg"], ["has weight -1"]),
         (["--style", "x:"], ["cannot read image x:"]),
@@ -323,12 +327,13 @@ def test_a_loss_that_is_not_finite_later_keeps_the_last_good_picture(usual, give
         np.testing.assert_array_equal(np.asarray(found), np.asarray(content))
 
 
-def test_an_unfinished_picture_of_other_inputs_is_refused(usual, given, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_unfinished_picture_of_other_inputs_is_refused(usual, given, tmp_path, capsys, monkeypatch, signum, status):
     with monkeypatch.context() as patch:
-        patch.setattr(stylize_cli._Shown, "__call__", lambda self, step: os.kill(os.getpid(), signal.SIGTERM))
-        assert stylize(*usual) == 143
+        patch.setattr(stylize_cli._Shown, "__call__", lambda self, step: os.kill(os.getpid(), signum))
+        assert stylize(*usual) == status
     assert names(tmp_path) == ["out.unfinished"]
-    assert "stopped by SIGTERM" in capsys.readouterr().err
+    assert f"stopped by {signum.name}" in capsys.readouterr().err
     assert stylize(*usual, "--content", given / "other.jpg", "--seed", "7") == 2
     said = capsys.readouterr().err
     assert "seed: 0 -> 7; content: " in said
@@ -372,13 +377,14 @@ def made(output: Path) -> tuple[bytes, list[dict[str, Any]]]:
     return output.read_bytes(), read_json(output.with_suffix(".json"))["losses"]
 
 
-LONG = ["--init", "noise", "--scales", "2", "--ema", "0.9", "--steps", "150", "--save-every", "25", "--seed", "1"]
+LONG = ["--optimizer", "lbfgs", "--init", "noise", "--seed", "1", "--scales", "2", "--ema", "0.9"]
+LONG += ["--steps", "75", "--save-every", "15"]
 
 
 def test_two_processes_one_of_them_stopped_make_the_same_picture(usual, tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     completed(*usual, *LONG, "--output", whole / "a.png")
-    assert interrupted(stopped / "a-000050.png", signal.SIGTERM, *usual, *LONG, "--output", stopped / "a.png") == 143
+    assert interrupted(stopped / "a-000030.png", signal.SIGTERM, *usual, *LONG, "--output", stopped / "a.png") == 143
     assert "a.unfinished" in names(stopped)
     assert "a.png" not in names(stopped)
     said = completed(*usual, *LONG, "--output", stopped / "a.png")
@@ -395,10 +401,10 @@ def test_stopped_interrupted_and_killed_it_makes_the_same_picture(usual, tmp_pat
     flags = [*usual, *LONG, "--optimizer", optimizer, "--output"]
     completed(*flags, whole)
     for number, signum, status in (
-        (25, signal.SIGKILL, -9),  # before any checkpoint
-        (50, signal.SIGINT, 130),
-        (175, signal.SIGTERM, 143),
-        (225, signal.SIGKILL, -9),  # after one
+        (15, signal.SIGKILL, -9),  # before any checkpoint
+        (30, signal.SIGINT, 130),
+        (90, signal.SIGTERM, 143),
+        (120, signal.SIGKILL, -9),  # after one
     ):
         assert interrupted(again.with_name(f"a-{number:06}.png"), signum, *flags, again) == status
     completed(*flags, again)
@@ -435,16 +441,17 @@ def test_real_weights_bring_the_total_under_a_twentieth(tmp_path, size, weights,
 
 
 @pytest.mark.slow
-def test_tiles_need_less_memory(usual, given, tmp_path):
+def test_tiles_need_less_memory(usual, tmp_path):
     """2.3 megapixels in one step, by the operating system's own account."""
     code = (
         "import resource, sys; from jaxcnn.cli import main; status = main();"
         "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(status)"
     )
-    flags = [*usual, "--size", "1760", "--steps", "1", "--content-layers", "relu4_2", "--optimizer", "adam"]
+    np.savez(tmp_path / "vgg.npz", **narrow_vgg(16))
+    flags = [*usual, "--weights", tmp_path / "vgg.npz", "--size", "1760", "--steps", "1"]
     peaks = []
     for tile in ("256", "0"):
-        command = [sys.executable, "-c", code, "stylize", *flags, "--tile", tile]
+        command = [sys.executable, "-c", code, "stylize", *map(str, flags), "--tile", tile]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
         peaks.append(int(done.stdout.split("peak ")[1]))
-    assert peaks[0] < 0.75 * peaks[1]
+    assert peaks[0] < 0.6 * peaks[1], peaks

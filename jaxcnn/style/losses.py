@@ -3,8 +3,10 @@
 Pure functions of features, an example a row. None of them averages where its equation sums, and none hides a weight.
 """
 
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from jaxcnn.types import Array
@@ -28,7 +30,7 @@ def weighted_sums(features: Array, weights: Array | None) -> Moments:
     flat = features.reshape(b, -1, c)
 
     def sums(weighted: Array) -> tuple[Array, Array]:
-        return weighted.sum(1), jnp.einsum("bmc,bmd->bcd", weighted, flat)
+        return weighted.sum(1), jnp.einsum("bmc,bmd->bcd", weighted, flat, precision="highest")
 
     if weights is None:
         pairs = [sums(flat)]
@@ -76,12 +78,34 @@ def wasserstein_loss(found: Moments, target: Moments) -> Array:
     |m - m'|^2 + tr(C + C' - 2 (C'^(1/2) C C'^(1/2))^(1/2)) (Dowson & Landau 1982; as a style loss Li et al. 2017's
     moments, and Kotovenko et al. 2021). It grows with the square of the features' scale, as the content loss does.
     """
-    c, c_target = covariance(found), covariance(target)
-    root = _root(c_target)
-    values = jnp.linalg.eigvalsh(_symmetric(root @ c @ root))
-    cross = _sqrt(values).sum(-1)
-    traces = jnp.trace(c, axis1=-2, axis2=-1) + jnp.trace(c_target, axis1=-2, axis2=-1)
-    return jnp.square(found.mean - target.mean).sum(-1) + traces - 2 * cross
+    traces = sum(jnp.trace(covariance(of), axis1=-2, axis2=-1) for of in (found, target))
+    return jnp.square(found.mean - target.mean).sum(-1) + traces - 2 * _fidelity(found, target)
+
+
+@jax.custom_jvp
+def _fidelity(found: Moments, target: Moments) -> Array:
+    """tr (C'^(1/2) C C'^(1/2))^(1/2), as the sum of the singular values of C^(1/2) C'^(1/2).
+
+    The eigenvalues of the product itself span the square of their range: in float32, equal Gaussians of 512 channels
+    came out 10 to 30 % of their variance apart.
+    """
+    return jnp.linalg.svd(_matmul(_root(found), _root(target)), compute_uv=False).sum(-1)
+
+
+@_fidelity.defjvp
+def _fidelity_jvp(primals: tuple[Moments, Moments], tangents: tuple[Moments, Moments]) -> tuple[Array, Array]:
+    """By C it is C'^(1/2) (C'^(1/2) C C'^(1/2))^(-1/2) C'^(1/2) / 2, and so by C': with C^(1/2) C'^(1/2) = U S V^T the
+    power is V S^-1 V^T. Singular values that rounding alone keeps from 0 are left out: there is no derivative."""
+    roots = tuple(map(_root, primals))
+    u, s, vt = jnp.linalg.svd(_matmul(*roots))
+    some = s > s[..., :1] * s.shape[-1] * jnp.finfo(s.dtype).eps
+    inverse = jnp.where(some, 1 / jnp.where(some, s, 1), 0)[..., None]
+    change = jnp.zeros_like(s[..., 0])
+    for of, tangent, vectors, root in zip(primals, tangents, (vt, u.swapaxes(-1, -2)), roots[::-1], strict=True):
+        half = _matmul(vectors, root)
+        slope = _matmul(half.swapaxes(-1, -2), inverse * half) / 2
+        change += (slope * jax.jvp(covariance, (of,), (tangent,))[1]).sum((-2, -1))
+    return s.sum(-1), change
 
 
 def covariance(of: Moments) -> Array:
@@ -89,20 +113,16 @@ def covariance(of: Moments) -> Array:
     return of.gram - of.mean[..., :, None] * of.mean[..., None, :]
 
 
-def _symmetric(x: Array) -> Array:
-    return (x + x.swapaxes(-1, -2)) / 2
+def _root(of: Moments) -> Array:
+    """C^(1/2), without the eigenvalues that may be what rounding left of 0."""
+    c = covariance(of)
+    values, vectors = jnp.linalg.eigh((c + c.swapaxes(-1, -2)) / 2)
+    rounding = jnp.finfo(c.dtype).eps * jnp.sqrt(jnp.square(of.gram).sum(-1).mean(-1, keepdims=True))
+    values = jnp.where(values > rounding, values, 0)
+    return _matmul(vectors * jnp.sqrt(values)[..., None, :], vectors.swapaxes(-1, -2))
 
 
-def _root(c: Array) -> Array:
-    values, vectors = jnp.linalg.eigh(_symmetric(c))
-    return (vectors * _sqrt(values)[..., None, :]) @ vectors.swapaxes(-1, -2)
-
-
-def _sqrt(values: Array) -> Array:
-    """Of ascending eigenvalues; those that rounding alone keeps from 0 count, and are differentiated, as 0."""
-    least = values[..., -1:] * values.shape[-1] * jnp.finfo(values.dtype).eps
-    some = values > least
-    return jnp.where(some, jnp.sqrt(jnp.where(some, values, 1)), 0)
+_matmul = partial(jnp.matmul, precision="highest")
 
 
 def total_variation(x: Array) -> Array:

@@ -24,7 +24,7 @@ from jaxcnn.style.losses import STYLE_LOSSES, Moments, moments
 from jaxcnn.style.network import PAPER_CONTENT, PAPER_STYLE, Network
 from jaxcnn.style.objective import Objective, Targets, Terms
 from jaxcnn.style.optimizers import Optimizer, State
-from jaxcnn.style.pictures import Picture, Style
+from jaxcnn.style.pictures import Picture, Style, digest
 from jaxcnn.style.settings import Settings, parse_weighted
 from jaxcnn.style.tiles import Grid, Tiled
 from jaxcnn.tree import state_sha256, unflatten
@@ -142,12 +142,11 @@ class _Run:
 
     def _check_sizes(self) -> None:
         """Of the images as they come, which enlarging does not add to, and at the first, smallest scale."""
-        styles = [style for group in self.groups for style in group]
         seen = [(self.content.shape[:2], "the content image"), (self.sizes[0], "the picture at its first scale")]
-        held = [(style.picture.shape[:2], "a style image") for style in styles]
-        held += [
-            (self._style_size(style, scale), "a style image at its scale") for style in styles for scale in (0, -1)
-        ]
+        held = []
+        for style in (style for group in self.groups for style in group):
+            held.append((style.picture.shape[:2], "a style image"))
+            held += [(self._style_size(style, scale), "a style image at its scale") for scale in (0, -1)]
         layers = [name for name, _ in self.objective.style]
         for names, sizes in ((self.objective.layers, seen), (layers, held)):
             size, what = min(sizes, key=lambda one: min(one[0]))
@@ -282,21 +281,12 @@ class _Run:
         """All that the pictures depend on, as JSON: what a checkpoint must have been made with."""
         module: Any = self.network.module
         network = {"variables": self.network.variables, "pixels": (self.network.matrix, self.network.bias)}
-        described = {
-            **asdict(self.settings),
-            "content": pictures.digest(self.content),
-            "start": pictures.digest(self.start),
-            "weights": state_sha256(network)[:16],
-            "pooling": module.pooling,
-        }
+        made_with = {**asdict(self.settings), "weights": state_sha256(network)[:16], "pooling": module.pooling}
+        made_with |= {"content": digest(self.content), "start": digest(self.start)}
         for picture, group in enumerate(self.groups):
-            for i, style in enumerate(group):
-                described[f"style {picture}.{i}"] = [
-                    pictures.digest(style.picture),
-                    style.weight,
-                    pictures.digest(style.mask),
-                ]
-        return json.loads(json.dumps(described))
+            for i, one in enumerate(group):
+                made_with[f"style {picture}.{i}"] = [digest(one.picture), one.weight, digest(one.mask)]
+        return json.loads(json.dumps(made_with))
 
     def _save(self, scale: int, done: int, carry: Carry) -> None:
         if self.checkpoints is None:

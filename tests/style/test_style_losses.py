@@ -232,6 +232,24 @@ def test_wasserstein_falls_along_its_gradient_from_a_covariance_without_full_ran
     np.testing.assert_allclose(value - after, 1e-4 * (grad**2).sum(), rtol=1e-2)
 
 
+@pytest.mark.parametrize("power", [1, 2, 4])
+def test_wasserstein_keeps_its_digits_in_float32(power, float64):
+    """Of features whose variances fall as theirs do in a deep layer, i^-power: from themselves, and from others."""
+    n, rng = 48, np.random.default_rng(0)
+    samples = rng.normal(size=(2, 1, 40, 40, n)) * np.arange(1, n + 1) ** (-power / 2)
+    one, other = 1 + samples @ np.linalg.qr(rng.normal(size=(2, 1, 1, n, n)))[0]
+    variance = one.var((0, 1, 2)).sum()
+    for f, target in ((one, one), (one, other)):
+        found = []
+        for dtype in (np.float32, np.float64):
+            found.append(wasserstein_and_grad(f.astype(dtype), moments(jnp.asarray(target.astype(dtype)))))
+        (value, grad), (exact, exact_grad) = found
+        assert value.dtype == np.float32
+        assert abs(value - exact) <= 1e-4 * variance
+        largest = 2 * np.sqrt(variance) / f[0, ..., 0].size  # of what a location pulls as far as the features deviate
+        assert np.linalg.norm(grad - exact_grad, axis=-1).max() <= 0.03 * largest
+
+
 def test_covariance_is_numpy_s(float64):
     f = features(0)
     expected = [np.cov(one.reshape(-1, CHANNELS).T, ddof=0) for one in f]

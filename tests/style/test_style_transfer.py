@@ -52,7 +52,7 @@ def run(narrow) -> Callable[..., Stylized]:
     """`stylize` of one small picture in one style, by two shallow layers: settings by name."""
 
     def run(*styles: Style, content: np.ndarray = CONTENT, options: dict[str, Any] | None = None, **settings: Any):
-        made = Settings(**{"size": 32, "steps": 4, **LAYERS, **settings})
+        made = Settings(**{"size": 32, "steps": 4, "optimizer": "adam", **LAYERS, **settings})
         return stylize(content, styles or [Style(STYLE)], network=narrow, settings=made, **(options or {}))
 
     return run
@@ -97,8 +97,8 @@ def test_every_step_is_logged_and_called_back_once(run, optimizer):
 @pytest.mark.parametrize("alone", ["content", "style", "tv"])
 def test_each_term_alone(run, alone, tile):
     weights = {f"{name}_weight": 10.0 if name == alone else 0.0 for name in ("content", "style", "tv")}
-    losses = run(**weights, init="noise", steps=2, tile=tile).losses
-    assert losses[2]["total"] == losses[2][alone] < losses[0]["total"]
+    losses = run(**weights, init="noise", steps=4, tile=tile).losses
+    assert losses[4]["total"] == losses[4][alone] < losses[0]["total"]
     assert {name.split("/")[0] for name in losses[0] if "/" in name} == {alone} - {"tv"}
 
 
@@ -370,7 +370,7 @@ def gone_on(run, directory: Path, case: dict[str, Any]) -> tuple[Stylized, list[
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("done", [1, 7, 13, 14, 25])
+@pytest.mark.parametrize("done", [1, 13, 14, 25])
 def test_stopped_and_started_again_ends_in_the_same_bits(run, tmp_path, case, done):
     """13 is the last step of the first scale, 14 the first of the second, 25 the last but one."""
     before = terminated(run, tmp_path / "checkpoints", done, CASES[case])

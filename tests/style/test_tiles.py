@@ -58,17 +58,6 @@ def agree(objective, network, targets, x, tile, *, windows=None, close=CLOSE):
     return grid
 
 
-@pytest.mark.parametrize(
-    ("size", "tile", "windows"),
-    [((61, 79), 16, 20), ((79, 61), 20, 16), ((20, 90), 8, 12), ((31, 28), 16, 1)],
-    ids=["landscape", "portrait", "a strip", "smaller than a window"],
-)
-def test_terms_and_gradient_of_any_size_are_those_of_the_whole(size, tile, windows):
-    network = tiny((1, 1, 1))
-    grid = agree(SHALLOW, network, targets_of(network, SHALLOW, size), pictures(0, size), tile, windows=windows)
-    assert (windows == 1) == (grid.window == size)
-
-
 def masks_of(size, count, dtype=np.float32):
     """Soft, and 0 over some whole tiles."""
     x = np.linspace(-1, 2, size[1])
@@ -76,35 +65,31 @@ def masks_of(size, count, dtype=np.float32):
     return jnp.asarray(np.stack([left, 1 - left, np.ones(size)][:count]), dtype)
 
 
-@pytest.mark.parametrize(("pooling", "padding_mode"), [("avg", "zeros"), ("max", "reflect")])
-def test_padding_and_pooling_of_any_kind(pooling, padding_mode):
-    """With regions of two styles, for a picture of odd sides."""
-    network, size = tiny((1, 1, 1), pooling=pooling, padding_mode=padding_mode), (45, 39)
-    targets = targets_of(network, SHALLOW, size, regions=2, masks=masks_of(size, 2))
-    agree(SHALLOW, network, targets, pictures(0, size), 8, windows=30)
+def test_a_landscape():
+    size, network = (61, 79), tiny((1, 1, 1))
+    agree(SHALLOW, network, targets_of(network, SHALLOW, size), pictures(0, size), 16, windows=20)
 
 
-def test_several_styles_for_several_pictures():
-    network, size = tiny((1, 1, 1)), (39, 45)
+def test_several_styles_for_several_strips_that_are_mirrored_at_their_borders():
+    size, network = (90, 20), tiny((1, 1, 1), padding_mode="reflect")
     targets = targets_of(network, SHALLOW, size, style=2, regions=3)
-    agree(SHALLOW, network, targets, pictures(0, size, count=2), 8, windows=30)
+    agree(SHALLOW, network, targets, pictures(0, size, count=2), 8, windows=12)
 
 
-@pytest.mark.parametrize(
-    ("content", "style", "count"),
-    [((("relu3_1", 1.0), ("relu1_1", 2.0)), (), 2), ((), (("relu2_1", 1.0),), 1)],
-    ids=["content alone", "style alone"],
-)
-def test_objectives_without_some_terms(content, style, count):
-    network, size, objective = tiny((1, 1, 1)), (45, 39), Objective(content, style)
-    agree(objective, network, targets_of(network, objective, size, content=count), pictures(0, size, count=2), 8)
+def test_contents_without_style_for_pictures_smaller_than_a_window():
+    """Each has a content of its own."""
+    size, network = (31, 28), tiny((1, 1, 1), pooling="avg", padding_mode="reflect")
+    objective = Objective((("relu3_1", 1.0), ("relu1_1", 2.0)), ())
+    targets = targets_of(network, objective, size, content=2)
+    grid = agree(objective, network, targets, pictures(0, size, count=2), 16, windows=1)
+    assert grid.window == size
 
 
 @pytest.mark.parametrize(
     ("size", "tile", "windows", "options"),
     [
-        ((230, 301), 48, 35, {}),
-        pytest.param((301, 290), 64, 25, {"pooling": "avg", "padding_mode": "reflect"}, marks=pytest.mark.slow),
+        ((230, 301), 48, 35, {"pooling": "avg"}),
+        pytest.param((301, 290), 64, 25, {"padding_mode": "reflect"}, marks=pytest.mark.slow),
     ],
 )
 def test_vgg_19_to_relu5_1(size, tile, windows, options):
@@ -113,39 +98,53 @@ def test_vgg_19_to_relu5_1(size, tile, windows, options):
     agree(DEEP, network, targets, pictures(0, size), tile, windows=windows)
 
 
-@pytest.mark.parametrize("loss", ["gram", "wasserstein"])
-def test_tiles_are_exact_but_for_rounding(loss, float64):
-    """In float64 next to nothing is left of the difference; in float32 Wasserstein's roots magnify it."""
-    network, size = tiny((1, 1, 1), dtype=np.float64), (39, 45)
-    objective = Objective(SHALLOW.content, SHALLOW.style, tv=1e-4, style_loss=loss)
-    masks = masks_of(size, 2, np.float64)
-    targets = targets_of(network, objective, size, regions=2, masks=masks, dtype=np.float64)
+def test_tiles_are_exact_but_for_rounding(float64):
+    """In float64 next to nothing is left of the difference, with Wasserstein's distance too."""
+    network, size = tiny((1, 1), dtype=np.float64), (39, 45)
+    objective = Objective((("relu2_1", 1e-3),), (("relu1_1", 1.0), ("relu2_1", 1.0)), tv=1e-4, style_loss="wasserstein")
+    targets = targets_of(network, objective, size, regions=2, masks=masks_of(size, 2, np.float64), dtype=np.float64)
     agree(objective, network, targets, pictures(0, size).astype(np.float64), 8, windows=30, close=1e-10)
+
+
+@pytest.mark.slow
+def test_wasserstein_s_distance_in_float32():
+    """Its derivative magnifies the rounding of the moments where a variance is small."""
+    network, size = tiny((1, 1, 1)), (39, 45)
+    objective = Objective(SHALLOW.content, SHALLOW.style, tv=1e-4, style_loss="wasserstein")
+    targets = targets_of(network, objective, size, regions=2, masks=masks_of(size, 2))
+    agree(objective, network, targets, pictures(0, size), 8, windows=30, close=1e-4)
 
 
 def test_moments_and_features_are_those_of_the_whole():
     """What targets are made of."""
-    network, size = tiny((1, 1, 1, 1, 1)), (93, 150)
-    layers = ("relu1_1", "relu3_1", "pool4", "relu5_1")
+    network, size = tiny((1, 1, 1)), (53, 70)
+    layers = ("relu1_1", "pool2", "relu3_1")
     objective = Objective((), tuple((name, 1.0) for name in layers))
-    tiled, x = Tiled(objective, Grid(size, 16, network.reach(layers))), pictures(0, size, count=2)
-    expected = jax.jit(lambda x: network.features(x, layers))(x)
-    found = tiled.features(network, x, layers)
-    for name, masks in (("plain", None), ("masked", masks_of(size, 2))):
-        sums = tiled.moments(network, x, masks)
-        for layer, one in expected.items():
-            weights = objective.masks(Targets({}, {}, jnp.ones((1, 1)), masks), one)
-            for a, b in zip(sums[layer], moments(one, weights), strict=True):
-                assert np.abs(a - b).max() <= CLOSE * np.abs(b).max(), (name, layer)
+    tiled, x, masks = (
+        Tiled(objective, Grid(size, 8, network.reach(layers))),
+        pictures(0, size, count=2),
+        masks_of(size, 2),
+    )
+
+    @jax.jit
+    def reference(x):
+        features = network.features(x, layers)
+        targets = Targets({}, {}, jnp.ones((1, 1)), masks)
+        return features, {name: moments(one, objective.masks(targets, one)) for name, one in features.items()}
+
+    expected, of_regions = reference(x)
+    found, sums = tiled.features(network, x, layers), tiled.moments(network, x, masks)
+    for layer in layers:
+        for a, b in zip(sums[layer], of_regions[layer], strict=True):
+            assert np.abs(a - b).max() <= CLOSE * np.abs(b).max(), layer
     for layer, one in expected.items():
         assert found[layer].shape == one.shape
         assert np.abs(found[layer] - one).max() <= CLOSE * np.abs(one).max(), layer
 
 
-@pytest.mark.parametrize(("size", "tile"), [((61, 79), 16), ((20, 90), 8)])
-def test_every_feature_is_owned_by_one_tile(size, tile):
-    reach = tiny(VGG19[:3]).reach(("relu1_1", "relu2_1", "relu3_1"))
-    grid = Grid(size, tile, reach)
+def test_every_feature_is_owned_by_one_tile():
+    size, reach = (61, 79), tiny(VGG19[:3]).reach(("relu1_1", "relu2_1", "relu3_1"))
+    grid = Grid(size, 16, reach)
     for stride in (1, 2, 4):
         count = np.zeros([n // stride for n in size], int)
         for each in grid:
