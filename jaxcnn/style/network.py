@@ -140,10 +140,16 @@ def _as_far_as_it_goes(name: str, path: Path, pooling: str, overrides: Mapping[s
         collection: {layer: leaves for layer, leaves in tree.items() if layer not in beyond}
         for collection, tree in loaded.variables.items()
     }
-    names = feature_names(module, input=(224, 224, 3))
-    names = names[: names.index(later[0] if later else "avgpool")]
+    names = _names(module)
+    names = names[: names.index(later[0])] if later else names
     matrix, bias = _affine(loaded.preprocessing)
     return Network(jax.tree.map(jnp.asarray, variables), matrix, bias, module, tuple(names), str(path))
+
+
+def _names(module: Any) -> list[str]:
+    """Of the layers before the dense ones; a BatchNorm that a network does not have is none."""
+    names = feature_names(module, input=(224, 224, 3))
+    return [name for name in names[: names.index("avgpool")] if module.norm != "none" or not name.startswith("bn")]
 
 
 def _affine(pixels: Pixels) -> tuple[Array, Array]:
@@ -166,10 +172,10 @@ def random(*, width: int = 64, pooling: str = "max", seed: int = 0) -> Network:
             *window, features = leaves["kernel"].shape
             kernel = rng.standard_normal((*window, features), np.float32) * np.sqrt(np.float32(2 / np.prod(window)))
             params[layer] = {"kernel": jnp.asarray(kernel), "bias": jnp.zeros(features)}
-    names = feature_names(module, input=(224, 224, 3))
     matrix, bias = _affine(PREPROCESSINGS["caffe"])
-    layers = tuple(names[: names.index("avgpool")])
-    return Network({"params": params}, matrix, bias, module, layers, f"VGG-19 of random weights (seed {seed})")
+    return Network(
+        {"params": params}, matrix, bias, module, tuple(_names(module)), f"VGG-19 of random weights (seed {seed})"
+    )
 
 
 def normalise(network: Network, images: Sequence[Array]) -> Network:

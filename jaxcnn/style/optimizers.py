@@ -75,12 +75,21 @@ def adam(learning_rate: float) -> Optimizer:
     return Optimizer(init, tell, resized)
 
 
+class Pairs(NamedTuple):
+    """The last differences of points `s` and gradients `y` (m, h, w, c), and 1 / <s, y> as `rho` (m,), 0 where there is
+    none. A ring: the pair `newest` takes the place of the oldest, so that a step writes one pair and copies none."""
+
+    s: Array
+    y: Array
+    rho: Array
+    newest: Array
+
+
 class Search(NamedTuple):
     """Of L-BFGS with the line search of Lewis & Overton 2013 (weak Wolfe conditions by bisection), a picture.
 
     `grad` and `direction` at x, their product `slope`; the next point is x + t direction, t in (`low`, `high`), after
-    `tries` that were refused. The last pairs of differences, newest last, of points `s`, gradients `y` (m, h, w, c),
-    and 1 / <s, y> as `rho` (m,), 0 where there is none yet.
+    `tries` that were refused.
     """
 
     grad: Array
@@ -90,9 +99,7 @@ class Search(NamedTuple):
     low: Array
     high: Array
     tries: Array
-    s: Array
-    y: Array
-    rho: Array
+    pairs: Pairs
 
 
 DECREASE, CURVATURE = 1e-4, 0.9
@@ -108,10 +115,9 @@ def lbfgs(memory: int) -> Optimizer:
 
     def init(x: Array) -> State:
         one = jnp.zeros(x.shape[1:], x.dtype)
-        scalar, pairs = jnp.zeros((), x.dtype), jnp.zeros((memory, *one.shape), x.dtype)
-        search = Search(
-            one, one, scalar, scalar, scalar, scalar + jnp.inf, scalar, pairs, pairs, jnp.zeros(memory, x.dtype)
-        )
+        scalar, many = jnp.zeros((), x.dtype), jnp.zeros((memory, *one.shape), x.dtype)
+        pairs = Pairs(many, many, jnp.zeros(memory, x.dtype), jnp.zeros((), jnp.int32))
+        search = Search(one, one, scalar, scalar, scalar, scalar + jnp.inf, scalar, pairs)
         inner = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(x), *leaf.shape)), search)
         return State(x, jnp.full(len(x), jnp.inf, x.dtype), x, inner)
 
@@ -130,49 +136,47 @@ def _tell(state: State, value: Array, grad: Array, fine: Array) -> tuple[State, 
     stuck = old.tries >= MOST_TRIES
     keep = fine & low_enough & (flat_enough | stuck)
     x, value = chosen(keep, state.point, state.x), chosen(keep, value, state.value)
+    pairs = _remembered(old.pairs, state.point - state.x, grad - old.grad, keep)
+    pairs = pairs._replace(rho=jnp.where(stuck & ~keep, 0, pairs.rho))
+    bare = old._replace(pairs=None)
     search = jax.tree.map(
         lambda kept, retried: chosen(keep, kept, retried),
-        _turned(old, grad, state.point - state.x),
-        jax.tree.map(lambda a, b: chosen(stuck, a, b), _downhill(old), _narrowed(old, low_enough)),
+        _turned(pairs, grad),
+        jax.tree.map(lambda a, b: chosen(stuck, a, b), _downhill(bare), _narrowed(bare, low_enough)),
     )
-    return State(x, value, x + search.t * search.direction, search), keep
+    return State(x, value, x + search.t * search.direction, search._replace(pairs=pairs)), keep
 
 
-def _turned(old: Search, grad: Array, s: Array) -> Search:
-    """At a new point, s from the old one: the pair is remembered where it is convex, and the direction follows."""
-    y = grad - old.grad
+def _remembered(pairs: Pairs, s: Array, y: Array, keep: Array) -> Pairs:
+    """With the differences to a kept point, where they are convex."""
     curvature = _dot(s, y)
-    convex = curvature > jnp.finfo(s.dtype).eps * jnp.sqrt(_dot(s, s) * _dot(y, y))
-    pairs = _Pairs(old.s, old.y, old.rho)
-    newer = _Pairs(
-        jnp.concatenate([old.s[1:], s[None]]),
-        jnp.concatenate([old.y[1:], y[None]]),
-        jnp.concatenate([old.rho[1:], (1 / jnp.where(convex, curvature, 1))[None]]),
-    )
-    pairs = jax.tree.map(lambda new, before: chosen(convex, new, before), newer, pairs)
+    keep = keep & (curvature > jnp.finfo(s.dtype).eps * jnp.sqrt(_dot(s, s) * _dot(y, y)))
+    at = jnp.where(keep, (pairs.newest + 1) % len(pairs.rho), pairs.newest)
+    rho = 1 / jnp.where(keep, curvature, 1)
+    written = (ring.at[at].set(jnp.where(keep, new, ring[at])) for ring, new in zip(pairs, (s, y, rho), strict=False))
+    return Pairs(*written, at)
+
+
+def _turned(pairs: Pairs, grad: Array) -> Search:
+    """At a new point: a new direction, along which the whole step is tried first."""
     direction = -_inverse_hessian(pairs, grad)
     slope = _dot(grad, direction)
-    known, zero = pairs.rho[-1] != 0, jnp.zeros_like(slope)
+    known, zero = pairs.rho[pairs.newest] != 0, jnp.zeros_like(slope)
     t = jnp.where(known, 1, _first_t(direction))
-    return Search(grad, direction, slope, t, zero, zero + jnp.inf, zero, *pairs)
+    return Search(grad, direction, slope, t, zero, zero + jnp.inf, zero, None)  # pyright: ignore[reportArgumentType]
 
 
-class _Pairs(NamedTuple):
-    s: Array
-    y: Array
-    rho: Array
-
-
-def _inverse_hessian(pairs: _Pairs, grad: Array) -> Array:
+def _inverse_hessian(pairs: Pairs, grad: Array) -> Array:
     """The product with `grad`, by the two loops of Nocedal 1980; a pair with rho 0 changes nothing."""
+    order = [(pairs.newest - i) % len(pairs.rho) for i in range(len(pairs.rho))]
     q, alphas = grad, []
-    for s, y, rho in reversed(list(zip(*pairs, strict=True))):
-        alpha = rho * _dot(s, q)
-        q, alphas = q - alpha * y, [alpha, *alphas]
-    s, y, rho = pairs.s[-1], pairs.y[-1], pairs.rho[-1]
+    for i in order:
+        alphas.append(pairs.rho[i] * _dot(pairs.s[i], q))
+        q = q - alphas[-1] * pairs.y[i]
+    s, y, rho = (ring[pairs.newest] for ring in pairs[:3])
     q = q * jnp.where(rho != 0, _dot(s, y) / jnp.where(rho != 0, _dot(y, y), 1), 1)
-    for s, y, rho, alpha in zip(*pairs, alphas, strict=True):
-        q = q + (alpha - rho * _dot(y, q)) * s
+    for i, alpha in zip(reversed(order), reversed(alphas), strict=True):
+        q = q + (alpha - pairs.rho[i] * _dot(pairs.y[i], q)) * pairs.s[i]
     return q
 
 
@@ -192,9 +196,6 @@ def _downhill(old: Search) -> Search:
         low=zero,
         high=zero + jnp.inf,
         tries=zero,
-        s=jnp.zeros_like(old.s),
-        y=jnp.zeros_like(old.y),
-        rho=jnp.zeros_like(old.rho),
     )
 
 
@@ -208,8 +209,8 @@ def _dot(a: Array, b: Array) -> Array:
 
 
 def finite(value: Array, grad: Array) -> Array:
-    """(k,): whether the value and the whole gradient of each picture are finite."""
-    return jnp.isfinite(value) & jnp.isfinite(grad).all(tuple(range(1, grad.ndim)))
+    """(k,): whether the value, the whole gradient and its square are finite, for each picture."""
+    return jnp.isfinite(value) & jnp.isfinite(jnp.square(grad).sum(tuple(range(1, grad.ndim))))
 
 
 def chosen(condition: Array, new: Array, old: Array) -> Array:

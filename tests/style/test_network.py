@@ -375,10 +375,6 @@ def test_random_weights_are_the_same_twice_and_those_of_he():
     assert "random weights (seed 1)" in other.source
 
 
-def test_no_layers_are_no_features():
-    assert tiny((1,)).features(pictures(), []) == {}
-
-
 def data(name):
     """A real file, where there is one."""
     path = Path(os.environ.get("JAXCNN_DATA", ""), "weights", name)
