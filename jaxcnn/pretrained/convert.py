@@ -40,12 +40,12 @@ class Pretrained:
     `classes`: the names of the logits, None where they are not known.
     """
 
-    model: str
     variables: dict[str, PyTree]
     overrides: dict[str, Any]
     preprocessing: Pixels
     classes: tuple[str, ...] | None
     layout: str
+    model: str
 
 
 def load(
@@ -93,7 +93,7 @@ def load(
         found = Pixels(**_tuples(json.loads(notes["pixels"])))
     else:
         found = pixels(preprocessing or best.layout.preprocessing, models.MODELS[name])
-    return Pretrained(name, unflatten_dict(best.flat, sep="/"), best.overrides, found, classes, best.layout.name)
+    return Pretrained(unflatten_dict(best.flat, sep="/"), best.overrides, found, classes, best.layout.name, name)
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
