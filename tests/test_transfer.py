@@ -431,7 +431,9 @@ FEW_SHOT = Path(__file__).parent.parent / "experiments" / "transfer_few_shot.py"
 def few_shot(monkeypatch, tmp_path, *args):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "xla"))
     monkeypatch.setattr("sys.argv", [str(FEW_SHOT), "--output", str(tmp_path / "out"), *args])
-    return load_file(FEW_SHOT)["main"]()
+    with pytest.raises(SystemExit) as exit:
+        load_file(FEW_SHOT)["main"]()
+    return exit.value.code
 
 
 def test_the_experiment_says_which_file_is_missing(tmp_path, monkeypatch, capsys):
