@@ -153,8 +153,10 @@ def _remembered(pairs: Pairs, s: Array, y: Array, keep: Array) -> Pairs:
     keep = keep & (curvature > jnp.finfo(s.dtype).eps * jnp.sqrt(_dot(s, s) * _dot(y, y)))
     at = jnp.where(keep, (pairs.newest + 1) % len(pairs.rho), pairs.newest)
     rho = 1 / jnp.where(keep, curvature, 1)
-    written = (ring.at[at].set(jnp.where(keep, new, ring[at])) for ring, new in zip(pairs, (s, y, rho), strict=False))
-    return Pairs(*written, at)
+    s, y, rho = (
+        ring.at[at].set(jnp.where(keep, new, ring[at])) for ring, new in zip(pairs[:3], (s, y, rho), strict=True)
+    )
+    return Pairs(s, y, rho, at)
 
 
 def _turned(pairs: Pairs, grad: Array) -> Search:
