@@ -95,7 +95,13 @@ def dense(*shape):
 
 @pytest.mark.parametrize(
     ("last", "convs", "pools"),
-    [("conv3_3", VGG16, 2), ("conv3_4", VGG19, 3), ("conv1_1", VGG19, 0), ("conv5_4", VGG19, 5)],
+    [
+        ("conv3_3", VGG16, 2),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("conv3_4", VGG19, 3), ("conv1_1", VGG19, 0), ("conv5_4", VGG19, 5))
+        ),
+    ],
 )
 def test_our_own_names_may_end_at_any_layer(last, convs, pools, tmp_path):
     """Papers' names come from Caffe: BGR in 0..255 less the mean."""
@@ -107,7 +113,13 @@ def test_our_own_names_may_end_at_any_layer(last, convs, pools, tmp_path):
     same(network, reference(layers, pictures(), CAFFE), CAFFE)
 
 
-@pytest.mark.parametrize(("heads", "convs"), [("torchvision", VGG19), ("timm", VGG16), ("none", VGG16)])
+@pytest.mark.parametrize(
+    ("heads", "convs"),
+    [
+        ("torchvision", VGG19),
+        *(pytest.param(heads, VGG16, marks=pytest.mark.slow) for heads in ("timm", "none")),
+    ],
+)
 def test_pytorch_s_state_dictionaries(heads, convs, tmp_path):
     layers = until("conv5_3" if convs == VGG16 else "conv5_4", convs)
     arrays = torch_arrays(layers, convs)
@@ -215,7 +227,7 @@ def test_values_that_are_not_finite_are_refused(key, value, tmp_path):
         load(ours(tmp_path / "vgg.npz", layers, **extra))
 
 
-@pytest.mark.parametrize("missing", ["conv1_1", "conv3_1"])
+@pytest.mark.parametrize("missing", [pytest.param("conv1_1", marks=pytest.mark.slow), "conv3_1"])
 def test_a_hole_in_the_middle_is_refused(missing, tmp_path):
     layers = until("conv3_4")
     del layers[missing]
@@ -289,7 +301,9 @@ def test_reach_of_the_paper_s_layers():
     assert tiny(VGG19, padding_mode="reflect").reach(["relu5_1"])[:2] == (16, 80)
 
 
-@pytest.mark.parametrize(("pooling", "padding_mode"), [("max", "zeros"), ("avg", "reflect")])
+@pytest.mark.parametrize(
+    ("pooling", "padding_mode"), [("max", "zeros"), pytest.param("avg", "reflect", marks=pytest.mark.slow)]
+)
 def test_every_filter_of_a_normalised_network_answers_1_in_the_mean(pooling, padding_mode):
     """Images of several sizes count by their locations; features are what they were over their means."""
     network = tiny((2, 1, 3), pooling=pooling, padding_mode=padding_mode)

@@ -370,7 +370,7 @@ def gone_on(run, directory: Path, case: dict[str, Any]) -> tuple[Stylized, list[
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("done", [1, 13, 14, 25])
+@pytest.mark.parametrize("done", [13, *(pytest.param(done, marks=pytest.mark.slow) for done in (1, 14, 25))])
 def test_stopped_and_started_again_ends_in_the_same_bits(run, tmp_path, case, done):
     """13 is the last step of the first scale, 14 the first of the second, 25 the last but one."""
     before = terminated(run, tmp_path / "checkpoints", done, CASES[case])
@@ -395,7 +395,7 @@ def hasty(monkeypatch):
 
 @pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("done", [5, 22])
+@pytest.mark.parametrize("done", [pytest.param(5, marks=pytest.mark.slow), 22])
 def test_killed_between_checkpoints_ends_in_the_same_bits(run, tmp_path, case, done):
     def kill() -> None:
         raise Killed

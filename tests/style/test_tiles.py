@@ -88,7 +88,7 @@ def test_contents_without_style_for_pictures_smaller_than_a_window():
 @pytest.mark.parametrize(
     ("size", "tile", "windows", "options"),
     [
-        ((230, 301), 48, 35, {"pooling": "avg"}),
+        pytest.param((230, 301), 48, 35, {"pooling": "avg"}, marks=pytest.mark.slow),
         pytest.param((301, 290), 64, 25, {"padding_mode": "reflect"}, marks=pytest.mark.slow),
     ],
 )
@@ -98,6 +98,7 @@ def test_vgg_19_to_relu5_1(size, tile, windows, options):
     agree(DEEP, network, targets, pictures(0, size), tile, windows=windows)
 
 
+@pytest.mark.slow
 def test_tiles_are_exact_but_for_rounding(float64):
     """In float64 next to nothing is left of the difference, with Wasserstein's distance too."""
     network, size = tiny((1, 1), dtype=np.float64), (39, 45)
