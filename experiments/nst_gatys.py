@@ -26,13 +26,6 @@ from jaxcnn.style.settings import Settings
 from jaxcnn.style.transfer import Step, Style, stylize_each
 
 
-def photographs() -> tuple[np.ndarray, np.ndarray]:
-    """The two that come with scikit-learn: a temple and a flower."""
-    from sklearn.datasets import load_sample_image
-
-    return load_sample_image("china.jpg"), load_sample_image("flower.jpg")
-
-
 def draw(content: np.ndarray, styles: Sequence[np.ndarray], results: Sequence[np.ndarray], path: Path) -> None:
     """The content, and each painting above its picture."""
     from matplotlib.figure import Figure
@@ -61,7 +54,7 @@ def show(step: Step) -> None:
 def run(args: argparse.Namespace, output: Path) -> None:
     frozen = network.load(args.weights) if args.weights else network.random(width=8 if args.smoke else 64)
     print(f"{frozen.source}, to {frozen.layers[-1]}", flush=True)
-    photo, flower = photographs()
+    photo, flower = pictures.photograph("china.jpg"), pictures.photograph("flower.jpg")
     content = read_image(args.content) if args.content else photo
     styles = [read_image(path) for path in args.style] or [flower, photo[::-1]]
     settings = Settings(size=args.size, steps=args.steps, init="noise")

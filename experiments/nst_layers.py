@@ -31,13 +31,6 @@ from jaxcnn.style.settings import Settings
 from jaxcnn.style.transfer import Style, Stylized, stylize
 
 
-def photographs() -> tuple[np.ndarray, np.ndarray]:
-    """The two that come with scikit-learn: a temple and a flower."""
-    from sklearn.datasets import load_sample_image
-
-    return load_sample_image("china.jpg"), load_sample_image("flower.jpg")
-
-
 def draw(rows: Sequence[Sequence[tuple[str, np.ndarray]]], path: Path) -> None:
     """Pictures with titles, row by row."""
     from matplotlib.figure import Figure
@@ -61,7 +54,7 @@ def distance(picture: np.ndarray, original: np.ndarray) -> float:
 def run(args: argparse.Namespace, output: Path) -> None:
     frozen: Network = network.load(args.weights) if args.weights else network.random(width=8 if args.smoke else 64)
     print(f"{frozen.source}, to {frozen.layers[-1]}", flush=True)
-    photo, flower = photographs()
+    photo, flower = pictures.photograph("china.jpg"), pictures.photograph("flower.jpg")
     content = read_image(args.content) if args.content else photo
     style = read_image(args.style) if args.style else flower
     base = Settings(size=args.size, steps=args.steps, init="noise")

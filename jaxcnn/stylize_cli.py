@@ -181,12 +181,12 @@ def _note(flags: Stylize, text: str) -> None:
 
 def _photographs(flags: Stylize, digests: dict[str, str]) -> dict[str, Any]:
     """Those that stand for the images that were not given."""
-    from sklearn.datasets import load_sample_image
+    from jaxcnn.style import pictures
 
     found = {}
     for what, name in (("content", "china.jpg"), ("style", "flower.jpg")):
         if not getattr(flags, what):
-            found[what] = load_sample_image(name)
+            found[what] = pictures.photograph(name)
             digests[f"{what} {name} of scikit-learn"] = hashlib.sha256(found[what].tobytes()).hexdigest()
             _note(flags, f"without --{what} it is {name}, a photograph that comes with scikit-learn")
     return found

@@ -99,6 +99,13 @@ def scaled_masks(masks: Sequence[NDArray | None], size: tuple[int, int]) -> Arra
     return jnp.stack([jax.image.resize(array, size, "linear") for array in arrays])
 
 
+def photograph(name: str) -> Picture:
+    """One of the two that come with scikit-learn: china.jpg, a temple, or flower.jpg."""
+    from sklearn.datasets import load_sample_image
+
+    return load_sample_image(name)
+
+
 def to_array(picture: Picture) -> Array:
     """(1, h, w, 3) in 0..1."""
     return jnp.asarray(picture, jnp.float32)[None] / 255
