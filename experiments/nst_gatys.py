@@ -3,7 +3,8 @@
     python experiments/nst_gatys.py --content PHOTO --style PAINTING ... --weights FILE
 
 Claim     content and style of images can be separated: the same content with the style of each painting
-Network   VGG to relu5_1 by --weights, or as far as the file goes; without one, a VGG-19 of random weights
+Network   VGG to relu5_1 by --weights, or as far as the file goes; without one, a VGG-19 of random weights;
+          average pooling
 Recipe    content relu4_2, style relu1_1 to relu5_1 in equal parts, alpha/beta 1e-3, from white noise, L-BFGS,
           200 steps, 256 pixels; the five styles in one program
 Output    sheet.png: the content, and each painting above its result; losses.json: every term of every step
@@ -20,14 +21,15 @@ import numpy as np
 
 from jaxcnn.cli import run_program
 from jaxcnn.data.images import read_image
+from jaxcnn.errors import InputError
 from jaxcnn.files import write_json
 from jaxcnn.style import network, pictures
 from jaxcnn.style.settings import Settings
 from jaxcnn.style.transfer import Step, Style, stylize_each
 
 
-def draw(content: np.ndarray, styles: Sequence[np.ndarray], results: Sequence[np.ndarray], path: Path) -> None:
-    """The content, and each painting above its picture."""
+def draw(content: np.ndarray, styles: dict[str, np.ndarray], results: Sequence[np.ndarray], path: Path) -> None:
+    """The content, and each painting, by its name, above its picture."""
     from matplotlib.figure import Figure
 
     columns = 1 + len(styles)
@@ -37,11 +39,10 @@ def draw(content: np.ndarray, styles: Sequence[np.ndarray], results: Sequence[np
         axis.axis("off")
     axes[1, 0].imshow(content)
     axes[1, 0].set_title("content")
-    for i, (style, result) in enumerate(zip(styles, results, strict=True), 1):
-        axes[0, i].imshow(style)
-        axes[0, i].set_title(f"style {i}")
-        axes[1, i].imshow(result)
-        axes[1, i].set_title(f"content in style {i}")
+    for column, (name, style), result in zip(axes.T[1:], styles.items(), results, strict=True):
+        column[0].imshow(style)
+        column[0].set_title(name)
+        column[1].imshow(result)
     figure.savefig(path, dpi=110)
 
 
@@ -52,24 +53,29 @@ def show(step: Step) -> None:
 
 
 def run(args: argparse.Namespace, output: Path) -> None:
-    frozen = network.load(args.weights) if args.weights else network.random(width=8 if args.smoke else 64)
+    if args.weights:
+        frozen = network.load(args.weights, pooling="avg")
+    else:
+        frozen = network.random(width=8 if args.smoke else 64, pooling="avg")
     print(f"{frozen.source}, to {frozen.layers[-1]}", flush=True)
     photo, flower = pictures.photograph("china.jpg"), pictures.photograph("flower.jpg")
     content = read_image(args.content) if args.content else photo
-    styles = [read_image(path) for path in args.style] or [flower, photo[::-1]]
+    styles = {path.stem: read_image(path) for path in args.style} or {"flower": flower, "china": photo[::-1]}
+    if len(styles) < len(args.style):
+        raise InputError(f"two of {' '.join(map(str, args.style))} have one name, and so would their pictures")
     settings = Settings(size=args.size, steps=args.steps, init="noise")
-    result = stylize_each(
-        content, [[Style(style)] for style in styles], network=frozen, settings=settings, callback=show
-    )
+    groups = [[Style(style)] for style in styles.values()]
+    result = stylize_each(content, groups, network=frozen, settings=settings, callback=show)
     output.mkdir(parents=True, exist_ok=True)
     first, last = (np.array(result.losses[i]["total"]) for i in (0, -1))
-    for i, share in enumerate(last / first, 1):
-        print(f"style {i}: the total fell to {share:.2%}")
-    write_json(output / "losses.json", {"network": frozen.source, "losses": result.losses})
-    shown, *paintings = (pictures.scaled(one, pictures.fitted_size(one, args.size)) for one in (content, *styles))
+    for name, share in zip(styles, last / first, strict=True):
+        print(f"{name}: the total fell to {share:.2%}")
+    write_json(output / "losses.json", {"network": frozen.source, "styles": list(styles), "losses": result.losses})
+    paintings = {name: pictures.scaled(one, pictures.fitted_size(one, args.size)) for name, one in styles.items()}
+    shown = pictures.scaled(content, pictures.fitted_size(content, args.size))
     draw(shown, paintings, result.pictures, output / "sheet.png")
-    for i, picture in enumerate(result.pictures, 1):
-        pictures.write(output / f"style{i}.png", picture)
+    for name, picture in zip(styles, result.pictures, strict=True):
+        pictures.write(output / f"{name}.png", picture)
     print(f"wrote {output}")
 
 

@@ -5,7 +5,8 @@
 Claim     content: from the features of lower layers the image comes back almost exactly, from higher ones its objects
           and their places without the pixels. Style: from the Gram matrices of more and more layers comes the texture,
           at a larger and larger scale, without any place
-Network   VGG to relu5_1 by --weights, or as far as the file goes; without one, a VGG-19 of random weights
+Network   VGG to relu5_1 by --weights, or as far as the file goes; without one, a VGG-19 of random weights;
+          average pooling
 Recipe    from white noise, L-BFGS, 200 steps, 256 pixels. Content: relu1_1, relu2_1, ... each alone. Style: relu1_1;
           relu1_1 and relu2_1; and so on, in equal parts
 Output    sheet.png: reconstructions of content above, of style below; losses.json: every term of every step, and how
@@ -26,7 +27,7 @@ from jaxcnn.cli import run_program
 from jaxcnn.data.images import read_image
 from jaxcnn.files import write_json
 from jaxcnn.style import network, pictures
-from jaxcnn.style.network import PAPER_STYLE, Network
+from jaxcnn.style.network import PAPER_STYLE
 from jaxcnn.style.settings import Settings
 from jaxcnn.style.transfer import Style, Stylized, stylize
 
@@ -52,7 +53,10 @@ def distance(picture: np.ndarray, original: np.ndarray) -> float:
 
 
 def run(args: argparse.Namespace, output: Path) -> None:
-    frozen: Network = network.load(args.weights) if args.weights else network.random(width=8 if args.smoke else 64)
+    if args.weights:
+        frozen = network.load(args.weights, pooling="avg")
+    else:
+        frozen = network.random(width=8 if args.smoke else 64, pooling="avg")
     print(f"{frozen.source}, to {frozen.layers[-1]}", flush=True)
     photo, flower = pictures.photograph("china.jpg"), pictures.photograph("flower.jpg")
     content = read_image(args.content) if args.content else photo

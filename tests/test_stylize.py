@@ -356,7 +356,7 @@ def process(*args: str | Path) -> subprocess.Popen:
 def completed(*args: str | Path) -> str:
     """What a process that succeeds says."""
     out, err = process(*args).communicate(timeout=300)
-    assert f"({'steps'})" in out, err
+    assert "(steps)" in out, err
     return out + err
 
 
@@ -377,21 +377,8 @@ def made(output: Path) -> tuple[bytes, list[dict[str, Any]]]:
     return output.read_bytes(), read_json(output.with_suffix(".json"))["losses"]
 
 
-LONG = ["--optimizer", "lbfgs", "--init", "noise", "--seed", "1", "--scales", "2", "--ema", "0.9"]
+LONG = ["--init", "noise", "--seed", "1", "--scales", "2", "--ema", "0.9"]
 LONG += ["--steps", "75", "--save-every", "15"]
-
-
-def test_two_processes_one_of_them_stopped_make_the_same_picture(usual, tmp_path):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    completed(*usual, *LONG, "--output", whole / "a.png")
-    assert interrupted(stopped / "a-000030.png", signal.SIGTERM, *usual, *LONG, "--output", stopped / "a.png") == 143
-    assert "a.unfinished" in names(stopped)
-    assert "a.png" not in names(stopped)
-    said = completed(*usual, *LONG, "--output", stopped / "a.png")
-    assert "step 0/" not in said  # it went on
-    assert made(stopped / "a.png") == made(whole / "a.png")
-    assert names(stopped) == names(whole)
-    assert {"a.png", "a.json", "a.losses.png"} == {name for name in names(whole) if "-" not in name}
 
 
 @pytest.mark.slow
@@ -407,7 +394,9 @@ def test_stopped_interrupted_and_killed_it_makes_the_same_picture(usual, tmp_pat
         (120, signal.SIGKILL, -9),  # after one
     ):
         assert interrupted(again.with_name(f"a-{number:06}.png"), signum, *flags, again) == status
-    completed(*flags, again)
+        assert "a.png" not in names(again.parent)
+    assert "a.unfinished" in names(again.parent)
+    assert "step 0/" not in completed(*flags, again)  # it went on
     assert made(again) == made(whole)
     assert names(again.parent) == names(whole.parent)
 

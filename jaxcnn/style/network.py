@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,16 +78,22 @@ class Network:
             )
 
     def reach(self, layers: Sequence[str]) -> Reach:
-        rows = {row.name: row for row in summary(self.module.clone(padding_mode="zeros"), input=(224, 224, 3)).layers}
-        strides = {name: _whole(rows[name].stride) for name in layers}
-        stride = max(strides.values(), default=1)
-        halo = max((_whole(rows[name].receptive_field) - strides[name] for name in layers), default=0) // 2
-        return Reach(stride, -(-halo // stride) * stride, tuple(strides.items()))
+        return _reach(self.module, tuple(layers))
 
 
 jax.tree_util.register_dataclass(
     Network, data_fields=["variables", "matrix", "bias"], meta_fields=["module", "layers", "source"]
 )
+
+
+@lru_cache(maxsize=16)
+def _reach(module: Any, layers: tuple[str, ...]) -> Reach:
+    """Kept: it traces the network."""
+    rows = {row.name: row for row in summary(module.clone(padding_mode="zeros"), input=(224, 224, 3)).layers}
+    strides = {name: _whole(rows[name].stride) for name in layers}
+    stride = max(strides.values(), default=1)
+    halo = max((_whole(rows[name].receptive_field) - strides[name] for name in layers), default=0) // 2
+    return Reach(stride, -(-halo // stride) * stride, tuple(strides.items()))
 
 
 def _whole(value: Any) -> int:

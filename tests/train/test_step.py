@@ -69,36 +69,31 @@ def losses_of(module, *, devices, mode="jit", steps=20, dtype=jnp.float32, **opt
     return np.array(losses), jax.device_get(state)
 
 
-@pytest.mark.parametrize("mode", ["jit", "pmap"])
-def test_eight_devices_follow_one_in_float64(mode, float64):
+def test_eight_devices_follow_one_in_float64(float64):
     one, state_one = losses_of(Small(), devices=1, dtype=jnp.float64)
-    many, state_many = losses_of(Small(), devices=8, mode=mode, dtype=jnp.float64)
-    np.testing.assert_allclose(many, one, rtol=0, atol=1e-9)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), state_one.collections, state_many.collections
-    )
+    for mode in ("jit", "pmap"):
+        many, state_many = losses_of(Small(), devices=8, mode=mode, dtype=jnp.float64)
+        np.testing.assert_allclose(many, one, rtol=0, atol=1e-9)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), state_one.collections, state_many.collections
+        )
 
 
-@pytest.mark.parametrize("mode", ["jit", "pmap"])
-def test_eight_devices_follow_one_in_float32(mode):
-    one, _ = losses_of(Small(), devices=1, steps=2)
-    many, _ = losses_of(Small(), devices=8, mode=mode, steps=2)
-    np.testing.assert_allclose(many, one, atol=1e-5)
+@pytest.mark.slow
+@pytest.mark.parametrize(("normalise", "steps"), [(True, 2), (False, 20)])
+def test_eight_devices_follow_one_in_float32(normalise, steps):
+    """With BatchNorm, whose rounding grows from step to step, over the first two; without, over 20."""
+    one, _ = losses_of(Small(normalise=normalise), devices=1, steps=steps)
+    for mode in ("jit", "pmap"):
+        many, _ = losses_of(Small(normalise=normalise), devices=8, mode=mode, steps=steps)
+        np.testing.assert_allclose(many, one, atol=1e-5)
 
 
-def test_eight_devices_follow_one_in_float32_for_20_steps_without_batchnorm():
-    one, _ = losses_of(Small(normalise=False), devices=1)
-    many, _ = losses_of(Small(normalise=False), devices=8)
-    mapped, _ = losses_of(Small(normalise=False), devices=8, mode="pmap")
-    np.testing.assert_allclose(many, one, atol=1e-5)
-    np.testing.assert_allclose(mapped, one, atol=1e-5)
-
-
-@pytest.mark.parametrize("mode", ["jit", "pmap"])
-def test_accumulation_takes_the_same_microbatches_on_any_number_of_devices(mode, float64):
+def test_accumulation_takes_the_same_microbatches_on_any_number_of_devices(float64):
     one, _ = losses_of(Small(), devices=1, dtype=jnp.float64, steps=5, accumulate=4)
-    many, _ = losses_of(Small(), devices=4, mode=mode, dtype=jnp.float64, steps=5, accumulate=4)
-    np.testing.assert_allclose(many, one, atol=1e-9)
+    for mode in ("jit", "pmap"):
+        many, _ = losses_of(Small(), devices=4, mode=mode, dtype=jnp.float64, steps=5, accumulate=4)
+        np.testing.assert_allclose(many, one, atol=1e-9)
 
 
 def test_accumulation_without_batchnorm_is_the_whole_batch(float64):
