@@ -65,7 +65,7 @@ def run(args: argparse.Namespace, output: Path) -> None:
     layers = [name for name in PAPER_STYLE if name in frozen.layers]
     cases = {name: replace(base, content_layers=(name,), style_weight=0) for name in layers}
     cases |= {
-        f"relu1_1 to {name}": replace(base, style_layers=tuple(layers[:i]), content_weight=0)
+        f"up to {name}": replace(base, style_layers=tuple(layers[:i]), content_weight=0)
         for i, name in enumerate(layers, 1)
     }
     results: dict[str, Stylized] = {}
