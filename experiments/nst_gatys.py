@@ -9,7 +9,10 @@ Recipe    content relu4_2, style relu1_1 to relu5_1 in equal parts, alpha/beta 1
           200 steps, 256 pixels; the five styles in one program
 Output    sheet.png: the content, and each painting above its result; losses.json: every term of every step
 Expected  the total falls below 5 % of its value at the start in every picture
-Measured  not yet
+Measured  a view of Tuebingen, five paintings (Turner, van Gogh, Munch, Matisse, Kandinsky), the total after 200 steps:
+            VGG-16 as far as conv3_3      1.4, 4.5, 3.6, 3.6 and 3.6 % of the start
+            VGG-19 distilled to 1/16      0.3, 1.7, 0.7, 2.1 and 1.5 % of the start
+          On the sheet the town is plain to see in the colours of each painting, and in strokes with VGG-16
 """
 
 import argparse

@@ -12,7 +12,10 @@ Recipe    from white noise, L-BFGS, 200 steps, 256 pixels. Content: relu1_1, rel
 Output    sheet.png: reconstructions of content above, of style below; losses.json: every term of every step, and how
           far the pixels of the content's reconstructions are from the photograph, by layer
 Expected  the distance of the pixels grows with the layer's depth
-Measured  not yet
+Measured  a view of Tuebingen and the Starry Night, VGG-19 distilled to 1/16; root mean square distance of the pixels:
+            relu1_1 0.010, relu2_1 0.154, relu3_1 0.175, relu4_1 0.217, relu5_1 0.271
+          Every total fell to at most 0.35 % of the start. On the sheet colours blur from relu4_1 on and lines bend at
+          relu5_1; the style goes from specks (relu1_1) to brush strokes and swirls (relu4_1)
 """
 
 import argparse
