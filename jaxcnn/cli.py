@@ -58,6 +58,7 @@ COMMANDS = {
     "predict": "name what is on pictures: jaxcnn predict RUN IMAGE... | --model NAME --weights FILE IMAGE...",
     "list": "show the models: jaxcnn list [--json]",
     "summary": "explain a network layer by layer: jaxcnn summary MODEL [--input H W C] [--json]",
+    "probe": "follow the signal and its gradient: jaxcnn probe MODEL [--init NAME] [--activation NAME]",
     "stylize": "neural style transfer: jaxcnn stylize --content FILE --style FILE --weights FILE --output FILE",
     "weights": "public weights: jaxcnn weights list | show | fetch | convert | export",
     "data": "download a data set: jaxcnn data fetch NAME",

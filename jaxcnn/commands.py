@@ -1,4 +1,4 @@
-"""The commands beside `train`: eval, predict, list, summary, stylize, data, weights."""
+"""The commands beside `train`: eval, predict, list, summary, probe, stylize, data, weights."""
 
 import dataclasses
 import json
@@ -171,11 +171,7 @@ def list_command(args: Sequence[str]) -> int:
 
 
 @dataclass(frozen=True)
-class Summary:
-    """Explains a network layer by layer, without running it: output, parameters, MACs, FLOPs, activation memory,
-    receptive field and stride, for one image in evaluation. FLOPs are 2 per MAC and 1 per element for the rest; taps on
-    padding count, which XLA's own count leaves out."""
-
+class _Network:
     model: tyro.conf.Positional[str]
     """A name of `jaxcnn list`, or FILE.py:NAME for a Flax module (a class or an instance) of your own."""
     input: tuple[int, ...] = ()
@@ -183,23 +179,39 @@ class Summary:
     num_classes: int | None = None
     overrides: config.Options = dataclasses.field(default_factory=dict)
     """Fields of the model: --overrides width 32 norm none"""
+
+    def created(self, **overrides: Any) -> tuple[Any, tuple[int, ...]]:
+        """The module, and the (h, w, c) of its input."""
+        from jaxcnn.models import MODELS, create
+
+        overrides = {**self.overrides, **overrides}
+        if ":" not in self.model:
+            net = create(self.model, num_classes=self.num_classes, **overrides)
+            return net, self.input or MODELS[self.model].input
+        if overrides or self.num_classes is not None:
+            raise InputError(
+                "--overrides, --activation and --num-classes belong to models of `jaxcnn list`: set them in your file"
+            )
+        if not self.input:
+            raise InputError(f"{self.model}: give the size of an image, such as --input 224 224 3")
+        return _own_module(self.model), self.input
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Explains a network layer by layer, without running it: output, parameters, MACs, FLOPs, activation memory,
+    receptive field and stride, for one image in evaluation. FLOPs are 2 per MAC and 1 per element for the rest; taps on
+    padding count, which XLA's own count leaves out."""
+
+    network: tyro.conf.OmitArgPrefixes[_Network]
     json: bool = False
 
 
 def summary_command(args: Sequence[str]) -> int:
     flags = tyro.cli(Summary, args=list(args), prog="jaxcnn summary")
     from jaxcnn.analysis import summary, table
-    from jaxcnn.models import MODELS, create
 
-    if ":" in flags.model:
-        if flags.overrides or flags.num_classes is not None:
-            raise InputError("--overrides and --num-classes belong to models of `jaxcnn list`: set them in your file")
-        if not flags.input:
-            raise InputError(f"{flags.model}: give the size of an image, such as --input 224 224 3")
-        net, size = _own_module(flags.model), flags.input
-    else:
-        net = create(flags.model, num_classes=flags.num_classes, **flags.overrides)
-        size = flags.input or MODELS[flags.model].input
+    net, size = flags.network.created()
     found = summary(net, input=size)
     if flags.json:
         print(json.dumps(found.to_json()))
@@ -208,6 +220,75 @@ def summary_command(args: Sequence[str]) -> int:
 
     _console(Console).print(table(found))
     return 0
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Follows a signal through a network with fresh weights, and its gradient back: the moments of every layer, beside
+    what theory predicts, as a table and a picture."""
+
+    network: tyro.conf.OmitArgPrefixes[_Network]
+    init: str | None = None
+    """Draws all kernels anew: an initialiser's NAME or NAME:OPTION=NUMBER, such as xavier_normal, normal:std=0.01."""
+    activation: str | None = None
+    """In place of the model's own, as --overrides act NAME."""
+    batch: int = 32
+    """Examples of N(0, 1) that go through."""
+    seed: int = 0
+    seeds: int = 1
+    """Draws of the weights to average over."""
+    evaluation: bool = False
+    """With running statistics and without dropout, in place of training."""
+    output: Path | None = None
+    """The picture; by default MODEL.signal.png."""
+    json: bool = False
+
+
+def probe_command(args: Sequence[str]) -> int:
+    flags = tyro.cli(Probe, args=list(args), prog="jaxcnn probe")
+    for name in ("batch", "seeds"):
+        if getattr(flags, name) < 1:
+            raise InputError(f"--{name} {getattr(flags, name)} must be at least 1")
+    net, size = flags.network.created(**({"act": flags.activation} if flags.activation else {}))
+    init = _initializer(flags.init) if flags.init else None
+    import numpy as np
+
+    from jaxcnn.analysis import signal_report
+    from jaxcnn.analysis.signal import probe
+
+    x = np.random.default_rng(flags.seed).standard_normal((flags.batch, *size)).astype(np.float32)
+    found = probe(net, x, init=init, seed=flags.seed, seeds=flags.seeds, train=not flags.evaluation)
+    output = flags.output or Path(f"{flags.network.model.rsplit(':')[-1]}.signal.png")
+    signal_report.plot(found, output, title=_title(flags))
+    if flags.json:
+        print(json.dumps({**found.to_json(), "picture": str(output)}))
+        return 0
+    from rich.console import Console
+
+    _console(Console).print(signal_report.table(found))
+    print(f"{found.verdict}\n{output}")
+    return 0
+
+
+def _title(flags: Probe) -> str:
+    network = flags.network
+    own = [f"{key} {value}" for key, value in network.overrides.items()]
+    given = [f"{name} {value}" for name, value in (("init", flags.init), ("act", flags.activation)) if value]
+    return ", ".join((network.model, *own, *given))
+
+
+def _initializer(text: str) -> Any:
+    """NAME, or NAME:OPTION=NUMBER,OPTION=NUMBER."""
+    from jaxcnn.layers.init import initializer
+
+    name, _, options = text.partition(":")
+    pairs = [option.partition("=") for option in options.split(",") if option]
+    try:
+        return initializer(name, **{key: float(value) for key, _, value in pairs})
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"--init {text}: {error}; expected NAME or NAME:OPTION=NUMBER, such as normal:std=0.01"
+        ) from None
 
 
 def _own_module(place: str) -> Any:

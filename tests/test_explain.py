@@ -146,3 +146,38 @@ def test_a_module_of_the_users_goes_through_everything_without_registering():
     )  # fmt: skip
     variables = {"params": result.state.params, **result.state.collections}
     assert features(net, variables, images[:2], names=["conv"])["conv"].shape == (2, 6, 6, 8)
+
+
+def test_probe_prints_a_table_and_writes_a_picture(capsys, tmp_path):
+    picture = tmp_path / "p.png"
+    flags = ["--overrides", "depth", "2", "width", "16", "--init", "normal:std=0.01", "--activation", "tanh"]
+    said = output(capsys, "probe", "mlp", *flags, "--batch", "4", "--output", str(picture))
+    assert "falls by a factor of" in said
+    assert "tanh" in said
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_probe_of_an_own_module_as_json(capsys, own_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = ["probe", f"{own_file}:Net", "--input", "8", "8", "1", "--batch", "4", "--seeds", "2", "--json"]
+    found = json.loads(output(capsys, *args))
+    assert [row["name"] for row in found["layers"]] == ["conv", "Net", "BatchNorm_0", "Dropout_0", "fc"]
+    assert len(found["layers"][0]["second_moments"]) == 2
+    assert (tmp_path / found["picture"]).name == "Net.signal.png"
+    assert (tmp_path / found["picture"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["mlp", "--init", "xavier"], "xavier"),
+        (["mlp", "--init", "normal:std=wide"], "normal:std=wide: could not convert"),
+        (["mlp", "--init", "normal:sd=1"], "did you mean 'std'"),
+        (["mlp", "--activation", "rellu"], "did you mean 'relu'"),
+        (["mlp", "--batch", "0"], "--batch 0"),
+        (["ml"], "did you mean 'mlp'"),
+    ],
+)
+def test_probe_refuses(capsys, flags, message):
+    assert main(["probe", *flags]) == 2
+    assert message in capsys.readouterr().err

@@ -16,7 +16,7 @@ from jaxcnn.layers.named import Lambda
 Shape = tuple[int, ...]
 PerAxis = int | float | tuple[int | float, ...] | None
 
-_MOVES = frozenset((
+MOVES = frozenset((
     "bitcast_convert_type", "broadcast_in_dim", "convert_element_type", "copy", "copy_p", "dynamic_slice",
     "expand_dims", "iota", "optimization_barrier", "random_seed", "random_split", "random_unwrap",
     "random_wrap", "reshape", "rev", "sharding_constraint", "slice", "split", "squeeze", "stop_gradient",
@@ -132,7 +132,7 @@ def _drafts(trace: Trace, operations: Sequence[Operation]) -> list[_Draft]:
 
 
 def _computes(operation: Operation) -> bool:
-    if operation.primitive is None or operation.primitive in _MOVES:
+    if operation.primitive is None or operation.primitive in MOVES:
         return False
     return operation.flops > 0 or operation.reach is not None
 
@@ -189,7 +189,7 @@ def _row(draft: _Draft, trace: Trace) -> Row:
     named = draft.own or draft.kind == Lambda.__name__
     return Row(
         name="/".join(draft.path) or trace.kinds[()],
-        kind=(_describe(computing) if named else "") or draft.kind,
+        kind=(describe(op.name for op in computing) if named else "") or draft.kind,
         output=shapes[0] if len(shapes) == 1 else shapes,
         parameters=draft.parameters,
         statistics=draft.statistics,
@@ -201,11 +201,11 @@ def _row(draft: _Draft, trace: Trace) -> Row:
     )
 
 
-def _describe(operations: Sequence[Operation]) -> str:
-    """The operations in order, each once: "max_pool", "add, relu", "mean"."""
+def describe(operations: Iterable[str]) -> str:
+    """The names of operations in order, each once: "max_pool", "add, relu", "mean"."""
     names = []
     for operation in operations:
-        name = _NAMES.get(operation.name, operation.name).strip("_")
+        name = _NAMES.get(operation, operation).strip("_")
         if name == "div" and names and names[-1] in ("sum", "sum_pool"):
             names[-1] = {"sum": "mean", "sum_pool": "avg_pool"}[names[-1]]
         else:

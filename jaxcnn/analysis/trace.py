@@ -1,4 +1,4 @@
-"""A network's evaluation as one jaxpr, with every equation labelled by the module call that it belongs to."""
+"""A network's call as one jaxpr, with every equation labelled by the module call that it belongs to."""
 
 import itertools
 import re
@@ -37,9 +37,11 @@ class Call:
 
 @dataclass(frozen=True)
 class Trace:
-    """`jaxpr` takes the variables and last the input; `kinds` has the class of every module, run or not."""
+    """`jaxpr` takes the variables and last the input, and `constants` for its constvars; `kinds` has the class of
+    every module, run or not."""
 
     jaxpr: Jaxpr
+    constants: Sequence[Any]
     calls: Sequence[Call]
     kinds: dict[Path, str]
     variables: dict[str, PyTree]
@@ -90,23 +92,23 @@ def returned_by(equation: JaxprEqn) -> int | None:
     return int(name[len(_MARK) :]) if name.startswith(_MARK) else None
 
 
-def trace(module: nn.Module, *, input: tuple[int, ...], dtype: Any) -> Trace:
-    """The evaluation of one example of shape `input`, without computing anything.
+def trace(module: nn.Module, *, input: tuple[int, ...], dtype: Any, batch: int = 1, train: bool = False) -> Trace:
+    """The call on `batch` examples of shape `input`, without computing anything.
 
-    `train=False` is given to modules that take `train`. Random streams are there for modules that ask for one.
+    `train` is given to modules that take it. Random streams are there for modules that ask for one.
 
     Raises:
         InputError: sizes that are not positive integers, or whatever the module raises on such an input.
     """
     if not input or any(type(size) is not int or size < 1 for size in input):
         raise InputError(f"input {input}: expected the positive sizes of one example, such as (224, 224, 3)")
-    example = jax.ShapeDtypeStruct((1, *input), dtype)
+    example = jax.ShapeDtypeStruct((batch, *input), dtype)
     created, applied = _Marks(), _Marks()
     # Functions that are jitted inside keep their traces, with the marks and the faster forms of earlier ones. The
     # metadata is part of the key of that cache, so a fresh value has them traced anew.
     with as_written(), set_xla_metadata(jaxcnn_trace=str(next(_traces))):
         try:
-            keywords = call_options(module, train=False)
+            keywords = call_options(module, train=train)
             with nn.intercept_methods(created):
                 variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, **keywords), example)
             mutable = [name for name in variables if name != "params"]
@@ -122,4 +124,4 @@ def trace(module: nn.Module, *, input: tuple[int, ...], dtype: Any) -> Trace:
             what = f"an input {input} of {jnp.dtype(dtype).name}"
             raise InputError(f"{type(module).__name__} does not take {what}: {error}") from error
     kinds = {call.path: call.kind for call in (*created.calls, *applied.calls)}
-    return Trace(closed.jaxpr, applied.calls, kinds, dict(variables))
+    return Trace(closed.jaxpr, closed.consts, applied.calls, kinds, dict(variables))
