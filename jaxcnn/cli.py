@@ -59,6 +59,7 @@ COMMANDS = {
     "list": "show the models: jaxcnn list [--json]",
     "summary": "explain a network layer by layer: jaxcnn summary MODEL [--input H W C] [--json]",
     "probe": "follow the signal and its gradient: jaxcnn probe MODEL [--init NAME] [--activation NAME]",
+    "bn": "BatchNorm of a run: jaxcnn bn recalibrate | fold | drift RUN",
     "stylize": "neural style transfer: jaxcnn stylize --content FILE --style FILE --weights FILE --output FILE",
     "weights": "public weights: jaxcnn weights list | show | fetch | convert | export",
     "data": "download a data set: jaxcnn data fetch NAME",

@@ -1,4 +1,4 @@
-"""The commands beside `train`: eval, predict, list, summary, probe, stylize, data, weights."""
+"""The commands beside `train`: eval, predict, list, summary, probe, bn, stylize, data, weights."""
 
 import dataclasses
 import json
@@ -307,6 +307,12 @@ def _own_module(place: str) -> Any:
 def _console(kind: Any) -> Any:
     """As wide as the table where nobody looks at a terminal."""
     return kind() if sys.stdout.isatty() else kind(width=200)
+
+
+def bn_command(args: Sequence[str]) -> int:
+    from jaxcnn import bn_cli
+
+    return bn_cli.main(args)
 
 
 def weights_command(args: Sequence[str]) -> int:

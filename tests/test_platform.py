@@ -133,6 +133,7 @@ def test_both_compressions_of_jax_are_known():
     assert not platform._complete(data[:-1])
 
 
+@pytest.mark.slow
 def test_a_second_start_compiles_from_the_cache(flags, monkeypatch, tmp_path):
     """Two runs of the same network and data: the second adds nothing, not even the smallest program."""
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache"))

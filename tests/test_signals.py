@@ -75,6 +75,7 @@ def test_the_first_ctrl_c_asks_and_the_second_interrupts():
     StopRequest().check()
 
 
+@pytest.mark.slow
 def test_sigterm_exits_with_143_and_the_run_ends_in_the_same_bits(start, tmp_path):
     assert signalled(start(tmp_path / "a", QUICK), signal.SIGTERM, line=4) == 143
     assert list((tmp_path / "a/lenet5_digits/r/checkpoints").iterdir())

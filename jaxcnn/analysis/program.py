@@ -237,16 +237,16 @@ def _place(
     steps.sort(key=lambda step: order[step.outputs])
     call = trace.calls[program.producers[ref].call]
     named = call.number in containers or call.kind == Lambda.__name__
-    operations = describe(_name(step.equation) for step in steps if not _moves(step.equation))
+    operations = describe(operation_name(step.equation) for step in steps if not _moves(step.equation))
     name = "/".join(call.path) or trace.kinds[()]
     return Place(name, operations if named and operations else call.kind, ref, wanted[ref], tuple(steps), tuple(roots))
 
 
-def _name(equation: JaxprEqn) -> str:
+def operation_name(equation: JaxprEqn) -> str:
     """Of the jitted function, also of one with a derivative of its own, or the primitive."""
     name = equation.params.get("name")
     if isinstance(name, str) and name != "<lambda>":
         return name
     inside = _inside(equation)
     within = _equations(inside) if inside is not None else ()
-    return _name(within[-1]) if len(within) == 1 else equation.primitive.name
+    return operation_name(within[-1]) if len(within) == 1 else equation.primitive.name
