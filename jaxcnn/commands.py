@@ -232,7 +232,7 @@ class Probe:
     """Draws all kernels anew: an initialiser's NAME or NAME:OPTION=NUMBER, such as xavier_normal, normal:std=0.01."""
     activation: str | None = None
     """In place of the model's own, as --overrides act NAME."""
-    batch: int = 32
+    batch: int = 16
     """Examples of N(0, 1) that go through."""
     seed: int = 0
     seeds: int = 1

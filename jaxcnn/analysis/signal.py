@@ -185,37 +185,29 @@ class _Moments(NamedTuple):
 class _Measured(NamedTuple):
     value: _Moments
     gradient: _Moments
+    saturated: np.ndarray
+    dead: np.ndarray
+    sample: np.ndarray
+    gradient_sample: np.ndarray
     predicted: _Moments
     predicted_gradient: _Moments
-    saturated: Array
-    dead: Array
-    sample: Array
-    gradient_sample: Array
 
 
 def _probe(
     program: Program, found: Sequence[Place], variables: Sequence[Array], x: Array, seed: int
 ) -> list[_Measured]:
     """Equation by equation, so that layers which are alike are compiled once; as a whole, 100 would take minutes."""
-    field = partial(_mean_field, program.depending([program.input]), seed)
     values, gradients = _there_and_back(program, found, variables, x, seed, lambda step, operands: None)
-    fields, slopes = _there_and_back(program, found, variables, x, seed, field)
     measured = []
     for place in found:
-        saturated, dead = _inactive(place, values)
         value, gradient = values[place.ref], gradients[place.ref]
-        one = _Measured(
-            value=_moments(value),
-            gradient=_moments(gradient),
-            predicted=_moments(fields[place.ref]),
-            predicted_gradient=_moments(slopes[place.ref]),
-            saturated=saturated,
-            dead=dead,
-            sample=_sample(value),
-            gradient_sample=_sample(gradient),
-        )
-        measured.append(jax.device_get(one))
-    return measured
+        here = (_moments(value), _moments(gradient), *_inactive(place, values), _sample(value), _sample(gradient))
+        measured.append(jax.device_get(here))
+    del values, gradients  # all activations, of which there are about to be as many again
+    field = partial(_mean_field, program.depending([program.input]), seed)
+    values, gradients = _there_and_back(program, found, variables, x, seed, field)
+    predicted = [jax.device_get((_moments(values[one.ref]), _moments(gradients[one.ref]))) for one in found]
+    return [_Measured(*one, *theory) for one, theory in zip(measured, predicted, strict=True)]
 
 
 def _there_and_back(
@@ -341,8 +333,8 @@ def _layer(place: Place, rounds: Sequence[_Measured]) -> Layer:
         predicted_gradient=_geometric(predicted_gradients),
         saturated=None if math.isnan(saturated) else saturated,
         dead=None if math.isnan(dead) else dead,
-        sample=np.asarray(rounds[-1].sample),
-        gradient_sample=np.asarray(rounds[-1].gradient_sample),
+        sample=rounds[-1].sample,
+        gradient_sample=rounds[-1].gradient_sample,
     )
 
 
