@@ -6,8 +6,8 @@
 Needs     Linux (VmHWM of /proc/self/status); a fresh process for each line, as a peak never falls
 Picture   the photograph of a temple that comes with scikit-learn, enlarged; the style image is as large
 Network   VGG-19 of random weights at full width, the paper's layers to relu5_1
-Expected  8 megapixels in tiles of 512 within 8 GB with L-BFGS, whose ten pairs are 1.9 GB, and less with Adam; untiled, the
-          maps up to relu5_1 and their gradients would take about 32 GB
+Expected  8 megapixels in tiles of 512 within 8 GB with L-BFGS, whose ten pairs are 1.9 GB, and less with Adam; untiled,
+          the maps up to relu5_1 and their gradients would take about 32 GB
 Measured  3464 x 2311 pixels, L-BFGS, 2 steps: 6.76 GB after the first evaluation, 6.90 GB at most
 """
 
