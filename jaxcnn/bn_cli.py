@@ -10,24 +10,14 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from jaxcnn.errors import InputError, unknown
+from jaxcnn.cli import run_subcommand
+from jaxcnn.errors import InputError
 from jaxcnn.types import Batch, PyTree
 
 
 def main(args: Sequence[str]) -> int:
     """`jaxcnn bn recalibrate|fold|drift RUN`."""
-    if not args or args[0] in ("-h", "--help"):
-        width = max(map(len, SUBCOMMANDS))
-        lines = (f"  {name:{width}}  {function.__doc__}" for name, (_, function) in SUBCOMMANDS.items())
-        print("usage: jaxcnn bn COMMAND RUN ...\n\n" + "\n".join(lines))
-        return 0 if args else 2
-    if args[0] not in SUBCOMMANDS:
-        raise unknown("bn command", args[0], SUBCOMMANDS)
-    flags, function = SUBCOMMANDS[args[0]]
-    found = tyro.cli(flags, args=list(args[1:]), prog=f"jaxcnn bn {args[0]}", description=function.__doc__)
-    if found.batch_size < 1:
-        raise InputError(f"--batch-size {found.batch_size} must be at least 1")
-    return function(found)
+    return run_subcommand("bn", SUBCOMMANDS, args)
 
 
 @dataclass(frozen=True)
@@ -163,6 +153,8 @@ def _check_output(output: Path) -> None:
 
 def _load(flags: _Run) -> tuple[Any, Any]:
     """The run, and its data."""
+    if flags.batch_size < 1:
+        raise InputError(f"--batch-size {flags.batch_size} must be at least 1")
     from jaxcnn import build, trained
 
     found = trained.of_run(flags.run)

@@ -119,6 +119,22 @@ def _guarded(command: Any, *args: Any) -> int:
         return 1
 
 
+def run_subcommand(
+    command: str, subcommands: Mapping[str, tuple[Any, Callable[[Any], int]]], args: Sequence[str]
+) -> int:
+    """`jaxcnn COMMAND SUBCOMMAND ...`, by the (flags, function) of `subcommands`, described by its docstring."""
+    if not args or args[0] in ("-h", "--help"):
+        width = max(map(len, subcommands))
+        lines = (f"  {name:{width}}  {function.__doc__}" for name, (_, function) in subcommands.items())
+        print(f"usage: jaxcnn {command} COMMAND ...\n\n" + "\n".join(lines))
+        return 0 if args else 2
+    if args[0] not in subcommands:
+        raise unknown(f"{command} command", args[0], subcommands)
+    flags, function = subcommands[args[0]]
+    prog = f"jaxcnn {command} {args[0]}"
+    return function(tyro.cli(flags, args=list(args[1:]), prog=prog, description=function.__doc__))
+
+
 def _dispatch(command: str, args: list[str]) -> int:
     if command not in COMMANDS:
         raise unknown("command", command, COMMANDS)

@@ -9,22 +9,12 @@ from typing import Annotated, Any
 
 import tyro
 
-from jaxcnn.errors import unknown
+from jaxcnn.cli import run_subcommand
 
 
 def main(args: Sequence[str]) -> int:
     """`jaxcnn weights list|show|fetch|convert|export`."""
-    if not args or args[0] in ("-h", "--help"):
-        width = max(map(len, SUBCOMMANDS))
-        lines = (f"  {name:{width}}  {function.__doc__}" for name, (_, function) in SUBCOMMANDS.items())
-        print("usage: jaxcnn weights COMMAND ...\n\n" + "\n".join(lines))
-        return 0 if args else 2
-    if args[0] not in SUBCOMMANDS:
-        raise unknown("weights command", args[0], SUBCOMMANDS)
-    flags, function = SUBCOMMANDS[args[0]]
-    return function(
-        tyro.cli(flags, args=list(args[1:]), prog=f"jaxcnn weights {args[0]}", description=function.__doc__)
-    )
+    return run_subcommand("weights", SUBCOMMANDS, args)
 
 
 @dataclass(frozen=True)

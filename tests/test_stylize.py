@@ -12,7 +12,6 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,6 @@ def own_caches(tmp_path_factory) -> Iterator[None]:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("xla")))
         patch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
         patch.setenv("COLUMNS", "200")
-        patch.setattr(network, "summary", lru_cache(network.summary))  # of the same networks again and again
         yield
     for name, value in before.items():
         jax.config.update(name, value)

@@ -111,10 +111,9 @@ def look(module: nn.Module, *, input: tuple[int, ...], dtype: Any, train: bool =
     norms = [path for path in found if {f"{path}/mean", f"{path}/var"} <= held]
     variables = dict(zip(keys, flat.variables, strict=True))
     shapes = {variables[key]: np.shape(leaf) for key, (_, leaf) in zip(keys, pairs, strict=True)}
-    shapes[flat.input] = (1, *input)
+    shapes |= {flat.input: (1, *input)} | {ref: aval.shape for ref, aval in flat.avals().items()}
     consumers: dict[Ref, list[Step]] = {}
     for step in flat.steps:
-        shapes.update((ref, shape_of(one)) for ref, one in zip(step.outputs, step.equation.outvars, strict=True))
         for ref in {ref for ref in step.inputs if isinstance(ref, Ref)}:
             consumers.setdefault(ref, []).append(step)
     called = frozenset(call for step in flat.steps for call in (step.call, step.returned) if call is not None)

@@ -216,7 +216,8 @@ def places(trace: Trace, program: Program) -> list[Place]:
         if ref in crossing and ref in moving and jnp.issubdtype(avals[ref].dtype, jnp.floating)
     ]
     containers = {trace.calls[step.call].parent for step in program.steps}
-    return [_place(trace, program, ref, {one: crossing[one] for one in wanted}, containers) for ref in wanted]
+    shapes = {ref: crossing[ref] for ref in wanted}
+    return [_place(trace, program, ref, shapes, containers) for ref in wanted]
 
 
 def _place(
@@ -233,8 +234,7 @@ def _place(
             seen.update(step.outputs)
             steps.append(step)
             ahead += [one for one in step.inputs if isinstance(one, Ref)]
-    order = {step.outputs: i for i, step in enumerate(program.steps)}
-    steps.sort(key=lambda step: order[step.outputs])
+    steps.sort(key=lambda step: step.outputs)  # references are numbered in the order of steps
     call = trace.calls[program.producers[ref].call]
     named = call.number in containers or call.kind == Lambda.__name__
     operations = describe(operation_name(step.equation) for step in steps if not _moves(step.equation))
