@@ -312,6 +312,31 @@ def test_damage_to_the_newest_checkpoint_does_not_change_the_end(half, undisturb
     assert len(list((half / "damaged").iterdir())) == 1
 
 
+def test_evaluations_are_told_in_order_and_again_after_a_resumption(tmp_path, undisturbed):
+    class Enough(Exception):
+        pass
+
+    heard: list[tuple[int, dict[str, float]]] = []
+
+    def listen(step: int, result: dict[str, float]) -> None:
+        heard.append((step, result))
+        if step == 12 and len(heard) == 2:
+            raise Enough
+
+    with pytest.raises(Enough):
+        train(tmp_path, on_evaluation=listen)
+    first = list(heard)
+    result = train(tmp_path, on_evaluation=listen)
+    assert [step for step, _ in first] == [6, 12]
+    assert heard[2:4] == first
+    lines = [line for line in result.history if "validation_accuracy" in line]
+    assert heard[2:] == [
+        (line["step"], {name.removeprefix("validation_"): value for name, value in line.items() if name != "step"})
+        for line in lines
+    ]
+    assert outcome(result, tmp_path) == undisturbed
+
+
 def test_the_same_bits_on_a_second_run_and_without_a_directory(undisturbed):
     result = train(None)
     assert (state_sha256(result.state), result.selected_step, result.test) == undisturbed[:1] + undisturbed[2:4]

@@ -55,8 +55,8 @@ def run(args: argparse.Namespace, output: Path) -> None:
         found = compare(net, variables, folded, x, calls=args.calls)
         rows.append({"model": name, "folded": len(folded.folded), "kept": len(folded.kept), **found._asdict()})
         print(
-            f"{name:26} folded {len(folded.folded):3}, kept {len(folded.kept):3}, difference {found.relative:.1e} of the"
-            f" largest logit, {found.speedup:.2f} times as fast",
+            f"{name:26} folded {len(folded.folded):3}, kept {len(folded.kept):3}, difference {found.relative:.1e} of"
+            f" the largest logit, {found.speedup:.2f} times as fast",
             flush=True,
         )
     output.mkdir(parents=True, exist_ok=True)

@@ -81,6 +81,7 @@ def fit(
     steps_per_call: int = 1,
     tensorboard: bool = False,
     quiet: bool = False,
+    on_evaluation: Callable[[int, dict[str, float]], None] | None = None,
 ) -> FitResult:
     """Trains `module` for `steps` and returns the final state and what was measured.
 
@@ -90,7 +91,9 @@ def fit(
     `validation` is evaluated every `eval_every` steps, and the checkpoint with the highest `select_by` (the lowest
     loss) is the one that is tested; without it `test` is evaluated then, and selects nothing. `prepare` augments and
     normalises training batches inside the step, `prepare_eval` normalises evaluation batches. `learning_rate` is
-    only logged.
+    only logged. `on_evaluation(step, result)` hears of each evaluation during training, in order, when the step's line and
+    checkpoint are written; a resumed run tells it of the earlier ones first. It may raise, which ends the run after
+    a save.
 
     Raises `InputError` before compiling, `TrainingFailed` after `max_skipped` consecutive non-finite steps,
     `Stopped` after SIGTERM or Ctrl-C once the state is saved.
@@ -144,6 +147,7 @@ def fit(
             checkpoint_every=checkpoint_every,
             steps_per_call=steps_per_call,
             mesh=mesh,
+            on_evaluation=on_evaluation,
         )
         stop.check()
         loop.state = create_state(
@@ -225,6 +229,7 @@ class _Loop:
     checkpoint_every: int
     steps_per_call: int
     mesh: Mesh
+    on_evaluation: Callable[[int, dict[str, float]], None] | None
 
     state: TrainState = field(init=False)
     at: int = 0
@@ -236,6 +241,7 @@ class _Loop:
     best_variables: dict[str, PyTree] = field(default_factory=dict)
     score: float | None = None
     saved: int = -1
+    told: int = 0
     unsaved: str | None = None
 
     def run(
@@ -316,10 +322,27 @@ class _Loop:
                 self._evaluate(monitored)
             if self.at and (self.at % self.checkpoint_every == 0 or self.best_step == self.at):
                 self.save()
+            self._tell()
             self.stop.check()
         except Stopped:
             self.save()
             raise
+
+    def _tell(self) -> None:
+        """Tells `on_evaluation` of the evaluations in the log that it has not heard of."""
+        if self.on_evaluation is None:
+            return
+        prefix = f"{self._split}_"
+        for line in self.log.history[self.told :]:
+            self.told += 1
+            if f"{prefix}loss" not in line or "selected_step" in line:  # the latter: the last test, of a finished run
+                continue
+            result = {k.removeprefix(prefix): float("nan") if v is None else v for k, v in line.items() if k != "step"}
+            try:
+                self.on_evaluation(line["step"], result)
+            except BaseException:
+                self.save()
+                raise
 
     def _drain(self) -> None:
         """Adds the totals of finished calls to the window, in the order of their steps."""
@@ -370,9 +393,8 @@ class _Loop:
     def _evaluate(self, batches: Batches) -> None:
         """Evaluates the monitored split; with a validation split, keeps the score and early stopping's patience."""
         began = time.monotonic()
-        split = "test" if self.validation is None else "validation"
         result = evaluate(self.eval_step, self.state.variables(), batches(), check=self.stop.check)
-        self._write({"step": self.at, **{f"{split}_{name}": value for name, value in result.items()}})
+        self._write({"step": self.at, **{f"{self._split}_{name}": value for name, value in result.items()}})
         self.evaluated = self.at
         self.clock += time.monotonic() - began  # not training time
         if self.validation is None:
@@ -392,6 +414,10 @@ class _Loop:
             counters=counters | jax.device_put(new, parallel.replicated(self.mesh))
         )
         self.saved = -1  # a checkpoint of this step, made when a stop cut the evaluation short, lacks all this
+
+    @property
+    def _split(self) -> str:
+        return "test" if self.validation is None else "validation"
 
     def _stopped_early(self) -> bool:
         if not self.early_stopping or self.evaluated < self.at:
