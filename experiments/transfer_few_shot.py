@@ -56,7 +56,8 @@ from jaxcnn.errors import InputError
 from jaxcnn.files import write_json
 from jaxcnn.models import create
 from jaxcnn.optim import make_optimizer, make_schedule
-from jaxcnn.report import BLUE, ORANGE, half_interval
+from jaxcnn.report import BLUE, ORANGE
+from jaxcnn.spread import spread
 from jaxcnn.train import create_state, evaluate, fit, make_eval_step, make_train_step, rng
 from jaxcnn.transfer import Frozen, merge
 from jaxcnn.types import Array, Batch, PyTree
@@ -235,19 +236,18 @@ def measure(task: Task, *, sizes: Sequence[int], seeds: int, steps: int) -> list
             begun = time.monotonic()
             values[name] = [accuracy(size, seed=seed) for seed in range(seeds)]
             row = {"part": task.name, "way": name, "images_per_class": size, "accuracy": values[name]}
-            row |= {"mean": float(np.mean(values[name])), "interval_95": half_interval(values[name])}
+            row |= {"mean": spread(values[name]).mean, "interval_95": spread(values[name]).half}
             rows.append(row)
             print(
                 f"{task.name}, {size} images a class, {name}: {row['mean']:.2f} % +- {row['interval_95']:.2f} %"
                 f" (n = {seeds}, {time.monotonic() - begun:.0f} s)",
                 flush=True,
             )
-        gain = np.subtract(values["fine-tuning"], values["scratch"])
-        row = {"part": task.name, "way": "gain", "images_per_class": size, "accuracy": gain.tolist()}
-        rows.append(row | {"mean": float(gain.mean()), "interval_95": half_interval(gain.tolist())})
-        print(
-            f"  fine-tuning over scratch: {gain.mean():+.2f} +- {half_interval(gain.tolist()):.2f} points", flush=True
-        )
+        gains = np.subtract(values["fine-tuning"], values["scratch"]).tolist()
+        gain = spread(gains)
+        row = {"part": task.name, "way": "gain", "images_per_class": size, "accuracy": gains}
+        rows.append(row | {"mean": gain.mean, "interval_95": gain.half})
+        print(f"  fine-tuning over scratch: {gain.mean:+.2f} +- {gain.half:.2f} points", flush=True)
     return rows
 
 

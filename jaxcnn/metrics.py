@@ -116,6 +116,14 @@ class Totals:
             raise InputError(f"no example counted for {', '.join(empty) or 'any metric'}: is the data empty?")
         return {name: self.sums[name] / count for name, count in self.counts.items()}
 
+    def result(self) -> dict[str, float]:
+        """An evaluation's result: the means, `count`, an int, and with an accuracy `correct`, an int."""
+        result: dict[str, float] = self.means()
+        result["count"] = self.counts["loss"]
+        if "accuracy" in self.sums:
+            result["correct"] = round(self.sums["accuracy"])
+        return result
+
 
 def _rank(logits: Array, labels: Array) -> Array:
     """How many classes come before the true one: (b, ..., k), (b, ...) -> int32; enormous for a bad row."""

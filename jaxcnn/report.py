@@ -1,6 +1,5 @@
 """What remains of a run: `summary.json`, its pictures, its weights for another run, figures over seeds."""
 
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from jaxcnn.pretrained import Pretrained, store
 from jaxcnn.pretrained.index import INDEX
 from jaxcnn.pretrained.pixels import PREPROCESSINGS, Pixels, of_fitted
 from jaxcnn.pretrained.read import READERS
+from jaxcnn.spread import spread
 from jaxcnn.train.loop import FitResult
 from jaxcnn.train.run import RunDirectory, read_json
 from jaxcnn.train.state import create_state
@@ -76,26 +76,21 @@ def show(summary: Mapping[str, Any], *, quiet: bool = False) -> None:
 def across_seeds(path: Path, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Mean, standard deviation and 95 % interval (Student's t) of the test accuracy; written to `path`."""
     values = [s["test_accuracy"] for s in summaries]
-    n, mean, std, half = len(values), statistics.mean(values), statistics.stdev(values), half_interval(values)
+    found = spread(values)
     result = {
-        "n": n,
+        "n": found.n,
         "seeds": [s["seed"] for s in summaries],
         "test_accuracy": values,
-        "mean": mean,
-        "std": std,
-        "interval_95": [mean - half, mean + half],
+        "mean": found.mean,
+        "std": found.std,
+        "interval_95": list(found.interval),
     }
     write_json(path, result)
-    print(f"{n} seeds: test accuracy {mean:.2%} +- {std:.2%} (standard deviation), 95 % interval +- {half:.2%}")
+    print(
+        f"{found.n} seeds: test accuracy {found.mean:.2%} +- {found.std:.2%} (standard deviation),"
+        f" 95 % interval +- {found.half:.2%}"
+    )
     return result
-
-
-def half_interval(values: Sequence[float]) -> float:
-    """Half of the 95 % interval of the mean of at least two values, by Student's t."""
-    from scipy.stats import t as student
-
-    n = len(values)
-    return float(student.ppf(0.975, n - 1)) * statistics.stdev(values) / n**0.5
 
 
 class Initial(NamedTuple):

@@ -54,10 +54,10 @@ def _deferred() -> Iterator[list[_Draw]]:
         _pending.reset(token)
 
 
-def keys(init: Callable[[Array], PyTree], key: Array) -> np.ndarray:
-    """(n, ...) uint32: the data of the keys that `init(key)` gives its n deferrable draws, in order.
+def keys(init: Callable[[Array], PyTree]) -> Callable[[Array], np.ndarray]:
+    """`keys(init)(key)`: (n, ...) uint32, the data of the keys that `init(key)` gives its n deferrable draws, in order.
 
-    Derived one by one, without a compiled program: nothing else of `init` is computed.
+    Traced once and derived one by one, without a compiled program: nothing else of `init` is computed.
     """
 
     def collect(key: Array) -> list[Array]:
@@ -65,9 +65,10 @@ def keys(init: Callable[[Array], PyTree], key: Array) -> np.ndarray:
             init(key)
         return [jax.random.key_data(one.key) for one in pending]
 
-    traced = jax.make_jaxpr(collect)(key)
+    traced = jax.make_jaxpr(collect)(jax.random.key(0))
     jaxpr, _ = partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars), instantiate=True)
-    return np.asarray(jaxpr_as_fun(ClosedJaxpr(jaxpr, traced.consts))(key), np.uint32)
+    derive = jaxpr_as_fun(ClosedJaxpr(jaxpr, traced.consts))
+    return lambda key: np.asarray(derive(key), np.uint32)
 
 
 def together(init: Callable[[Array], PyTree], key: Array, keys: Array) -> PyTree:

@@ -81,7 +81,7 @@ class Progress:
 
     def __init__(self, steps: int, *, start: int = 0, quiet: bool = False, what: str = "training"):
         self.quiet, self._bar = quiet, None
-        self._steps = steps
+        self.steps = steps
         if quiet or not sys.stdout.isatty():
             return
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -110,7 +110,7 @@ class Progress:
             self._bar.update(self._task, numbers=text)
         else:
             left = "" if eta is None else f" ETA {eta:.0f} s"
-            self.say(f"step {line['step']}/{self._steps} {text}{left}")
+            self.say(f"step {line['step']}/{self.steps} {text}{left}")
 
     def say(self, message: str) -> None:
         if self._bar:

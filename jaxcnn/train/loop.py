@@ -91,9 +91,9 @@ def fit(
     `validation` is evaluated every `eval_every` steps, and the checkpoint with the highest `select_by` (the lowest
     loss) is the one that is tested; without it `test` is evaluated then, and selects nothing. `prepare` augments and
     normalises training batches inside the step, `prepare_eval` normalises evaluation batches. `learning_rate` is
-    only logged. `on_evaluation(step, result)` hears of each evaluation during training, in order, when the step's line and
-    checkpoint are written; a resumed run tells it of the earlier ones first. It may raise, which ends the run after
-    a save.
+    only logged. `on_evaluation(step, result)` hears of each evaluation during training, in order, once the step's
+    line and checkpoint are written; a resumed run tells it of the earlier ones first. It may raise, which ends the
+    run after a save.
 
     Raises `InputError` before compiling, `TrainingFailed` after `max_skipped` consecutive non-finite steps,
     `Stopped` after SIGTERM or Ctrl-C once the state is saved.
@@ -114,7 +114,7 @@ def fit(
     resident = isinstance(feed, TrainFeed) and feed.store is not None
     if steps_per_call > 1 and (parallel_mode == "pmap" or not resident):
         raise InputError("steps_per_call > 1 needs jit and a training set that lives on the devices; use 1")
-    example = _example(feed, prepare)
+    sample = example(feed, prepare)
     step = make_train_step(
         module,
         optimizer=optimizer,
@@ -153,7 +153,7 @@ def fit(
         loop.state = create_state(
             module,
             optimizer=optimizer,
-            sample=example,
+            sample=sample,
             seed=seed,
             ema=ema_decay is not None,
             mesh=mesh,
@@ -168,7 +168,7 @@ def _check(values: Mapping[str, tuple[int, int]]) -> None:
             raise InputError(f"{name} {value} must be at least {low}")
 
 
-def _example(feed: Callable[[int], Batch], prepare: Prepare | None) -> jax.ShapeDtypeStruct:
+def example(feed: Callable[[int], Batch], prepare: Prepare | None) -> jax.ShapeDtypeStruct:
     """Shape and type of the model's input, one example, without running anything."""
     ready = prepare or (lambda batch, key: gather(batch))
     image = jax.eval_shape(lambda batch: ready(batch, rng.stream(0, "augment")), feed(0))["image"]
@@ -200,11 +200,7 @@ def evaluate(
     for batch in batches:
         check()
         totals.add(eval_step(variables, batch))
-    result: dict[str, float] = totals.means()
-    result["count"] = totals.counts["loss"]
-    if "accuracy" in totals.sums:
-        result["correct"] = round(totals.sums["accuracy"])
-    return result
+    return totals.result()
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """What a training run is at one step: arrays only, so that a checkpoint is the state."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import flax.linen as nn
 import flax.struct
@@ -53,31 +54,51 @@ def create_state(
     otherwise).
     """
 
-    def fresh(key: Array) -> PyTree:
-        return module.init({"params": key}, jnp.zeros(sample.shape, sample.dtype), train=False)
-
-    def widen(tree: PyTree) -> PyTree:  # modules make float32 parameters whatever they compute in
-        return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), tree) if sample.dtype == jnp.float64 else tree
-
-    def init(seed: Array, keys: Array | None, given: Mapping[str, PyTree] | None) -> TrainState:
-        made = given if keys is None else widen(draws.together(fresh, rng.stream(seed, "init"), keys))
-        assert made is not None
-        params, collections = made["params"], {k: v for k, v in made.items() if k != "params"}
-        average = optim.ema_start({"params": params, "collections": collections}) if ema else None
-        counters = {
-            "skipped": jnp.int32(0),
-            "skipped_in_a_row": jnp.int32(0),
-            "evaluations_without_best": jnp.int32(0),
-            "best": jnp.float32(-jnp.inf),
-        }
-        return TrainState(jnp.int32(0), params, collections, optimizer.init(params), counters, average)
-
-    keys = None
-    if variables is None:
-        keys = draws.keys(fresh, rng.stream(jnp.uint32(seed), "init"))
-    else:
-        variables = unflatten(
-            jax.eval_shape(lambda: widen(fresh(jax.random.key(0)))), flatten(variables), what="weights"
-        )
     mesh = mesh or parallel.make_mesh()
-    return jax.jit(init, out_shardings=parallel.replicated(mesh))(np.uint32(seed), keys, variables)
+    if variables is None:
+        return state_maker(module, optimizer=optimizer, sample=sample, ema=ema, mesh=mesh)(seed)
+    like = jax.eval_shape(lambda: _widened(_fresh(module, sample)(jax.random.key(0)), sample))
+    given = unflatten(like, flatten(variables), what="weights")
+    start = partial(_start, optimizer=optimizer, ema=ema)
+    return jax.jit(start, out_shardings=parallel.replicated(mesh))(given)
+
+
+def state_maker(
+    module: nn.Module,
+    *,
+    optimizer: optax.GradientTransformation,
+    sample: Array | jax.ShapeDtypeStruct,
+    ema: bool = False,
+    mesh: Mesh,
+) -> Callable[[int], TrainState]:
+    """`create_state` as a function of the seed, traced and compiled once for all seeds."""
+    fresh = _fresh(module, sample)
+    keys = draws.keys(fresh)
+
+    def init(seed: Array, keys: Array) -> TrainState:
+        made = _widened(draws.together(fresh, rng.stream(seed, "init"), keys), sample)
+        return _start(made, optimizer=optimizer, ema=ema)
+
+    compiled = jax.jit(init, out_shardings=parallel.replicated(mesh))
+    return lambda seed: compiled(np.uint32(seed), keys(rng.stream(jnp.uint32(seed), "init")))
+
+
+def _fresh(module: nn.Module, sample: Array | jax.ShapeDtypeStruct) -> Callable[[Array], PyTree]:
+    return lambda key: module.init({"params": key}, jnp.zeros(sample.shape, sample.dtype), train=False)
+
+
+def _widened(tree: PyTree, sample: Array | jax.ShapeDtypeStruct) -> PyTree:
+    """In float64 where the sample is: modules make float32 parameters whatever they compute in."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), tree) if sample.dtype == jnp.float64 else tree
+
+
+def _start(variables: Mapping[str, PyTree], *, optimizer: optax.GradientTransformation, ema: bool) -> TrainState:
+    params, collections = variables["params"], {k: v for k, v in variables.items() if k != "params"}
+    average = optim.ema_start({"params": params, "collections": collections}) if ema else None
+    counters = {
+        "skipped": jnp.int32(0),
+        "skipped_in_a_row": jnp.int32(0),
+        "evaluations_without_best": jnp.int32(0),
+        "best": jnp.float32(-jnp.inf),
+    }
+    return TrainState(jnp.int32(0), params, collections, optimizer.init(params), counters, average)

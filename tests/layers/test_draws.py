@@ -19,7 +19,7 @@ def init_of(module, shape):
 def test_the_numbers_are_the_same_to_the_bit():
     init = init_of(create("mlp", depth=3, width=4), (1, 2, 2, 1))
     key = jax.random.key(7)
-    keys = draws.keys(init, key)
+    keys = draws.keys(init)(key)
     assert keys.shape == (4, 2)
     assert len(np.unique(keys, axis=0)) == len(keys)
     together = jax.jit(partial(draws.together, init))(key, keys)
@@ -36,7 +36,7 @@ def test_initialisers_of_others_are_left_alone():
             return nn.Dense(5, kernel_init=initializer("xavier_uniform"), name="ours")(x)
 
     init, key = init_of(Net(), (1, 5)), jax.random.key(0)
-    keys = draws.keys(init, key)
+    keys = draws.keys(init)(key)
     assert len(keys) == 1
     together = jax.jit(partial(draws.together, init))(key, keys)
     jax.tree.map(np.testing.assert_array_equal, together, jax.jit(init)(key))
@@ -46,7 +46,7 @@ def test_the_program_does_not_grow_with_the_depth():
     def size(depth):
         init = init_of(create("mlp", depth=depth, width=4), (1, 2, 2, 1))
         key = jax.random.key(0)
-        text = jax.jit(partial(draws.together, init)).lower(key, draws.keys(init, key)).as_text()
+        text = jax.jit(partial(draws.together, init)).lower(key, draws.keys(init)(key)).as_text()
         return text.count("stablehlo.while")
 
     assert size(3) == size(8)
