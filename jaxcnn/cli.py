@@ -72,12 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args or args[0] in ("-h", "--help"):
         print("usage: jaxcnn COMMAND ...\n\n" + "\n".join(f"  {name:10}{line}" for name, line in COMMANDS.items()))
         return 0 if args else 2
-    return _guarded(_dispatch, args[0], args[1:])
+    return guarded(_dispatch, args[0], args[1:])
 
 
 def run_experiment(experiment: Experiment, *, full: Experiment | None = None) -> NoReturn:
     """The main of an experiment file: `python experiments/NAME.py --flags`; `full` is its paper's scale."""
-    sys.exit(_guarded(_train_command, experiment, full, sys.argv[1:]))
+    sys.exit(guarded(_train_command, experiment, full, sys.argv[1:]))
 
 
 def run_program(
@@ -98,11 +98,11 @@ def run_program(
     with tempfile.TemporaryDirectory(prefix="jaxcnn-smoke-") as temporary:
         fresh = Path("checkpoints") / Path(sys.argv[0]).stem / time.strftime("%Y%m%d-%H%M%S")
         output = args.output or (Path(temporary) if args.smoke else fresh)
-        status = _guarded(lambda: run(args, output) or 0)
+        status = guarded(lambda: run(args, output) or 0)
     sys.exit(status)
 
 
-def _guarded(command: Any, *args: Any) -> int:
+def guarded(command: Any, *args: Any) -> int:
     """Turns what went wrong into one line and an exit status."""
     try:
         return command(*args)

@@ -155,8 +155,9 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} is not valid JSON ({error}): restore it, or give another --run name") from None
 
 
-def environment(*, data: Mapping[str, str]) -> dict[str, Any]:
-    """What the bits of a run depend on beside its configuration; `data` maps file names to SHA-256."""
+def environment(*, data: Mapping[str, str], beside: Path | None = None) -> dict[str, Any]:
+    """What the bits of a run depend on beside its configuration; `data` maps file names to SHA-256, `beside` is a file
+    of the same checkout whose code counts too."""
     devices = jax.devices()
     return {
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
@@ -165,20 +166,21 @@ def environment(*, data: Mapping[str, str]) -> dict[str, Any]:
         "devices": len(devices),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "data": dict(data),
-        "git": _git_hash(),
+        "git": _git_hash(beside),
         "python": platform.python_version(),
     }
 
 
-def _git_hash() -> str | None:
-    """The commit of this package's checkout, `+` where files differ from it; None outside one."""
+def _git_hash(beside: Path | None = None) -> str | None:
+    """The commit of this package's checkout, `+` where its files or `beside` differ from it; None outside one."""
 
     def git(*words: str) -> str:
         here = Path(__file__).parent
         return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
+    paths = [".", *([str(beside)] if beside else [])]
     try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", *paths) else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -1,0 +1,87 @@
+"""Where figures are measured: data sets by name, and a configuration trained over seeds."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from jaxcnn import build, config
+from jaxcnn.config import Experiment
+from jaxcnn.data import preprocess
+from jaxcnn.data.dataset import Split
+from jaxcnn.losses import classification
+from jaxcnn.metrics import CLASSIFICATION
+from jaxcnn.seeds import SeedsResult, fit_seeds
+
+EVALUATED = {"accuracy": CLASSIFICATION["accuracy"]}
+
+
+class Bench:
+    """Data and training for one figure. `digests` collects the SHA-256 of the files that were read."""
+
+    def __init__(self, *, data_dir: Path | None, smoke: bool):
+        self.digests: dict[str, str] = {}
+        self._data_dir, self._smoke = data_dir, smoke
+        self._read: dict[str, build.Splits] = {}
+
+    def splits(self, experiment: Experiment, *, train: int | None = None, test: int | None = None) -> build.Splits:
+        """The experiment's data, or so many examples of its splits, always the same ones.
+
+        With --smoke a few examples, and the embedded digits where the data set is not there.
+        """
+        key = repr((experiment.data, experiment.model.name))
+        if key not in self._read:
+            self._read[key] = build.splits(experiment, data_dir=self._data_dir, smoke=self._smoke)
+        found = self._read[key]
+        self.digests.update(found.digests)
+        return dataclasses.replace(found, train=_some(found.train, train), test=_some(found.test, test))
+
+    def train(
+        self,
+        experiment: Experiment,
+        *,
+        seeds: Sequence[int],
+        module: nn.Module | None = None,
+        train: int | None = None,
+        test: int | None = None,
+        **options: Any,
+    ) -> SeedsResult:
+        """What `jaxcnn train` does with the experiment, for each of `seeds`, and without files.
+
+        `module` stands for the experiment's model; `train` and `test` are numbers of examples; `options` are further
+        arguments of `fit_seeds`.
+        """
+        experiment = config.validate(experiment)
+        data = self.splits(experiment, train=train, test=test)
+        settings, classes = experiment.train, len(data.classes)
+        steps = config.total_steps(settings, examples=len(data.train), batch_size=experiment.data.batch_size)
+        if module is None:
+            module = build.module(experiment.model, num_classes=classes, freeze=experiment.optim.freeze)
+        build.check_model(module, data.train.images)
+        fitted = preprocess.fit(experiment.data.preprocessing, data.train.images)
+        known: dict[str, Any] = {
+            "optimizer": build.optimizer(experiment, steps=steps)[0],
+            "steps": steps,
+            "batch_size": experiment.data.batch_size,
+            "loss_fn": classification(label_smoothing=settings.label_smoothing),
+            "eval_loss_fn": classification(),
+            "metrics": EVALUATED,
+            "prepare": build.prepare_train(experiment, fitted, num_classes=classes),
+            "prepare_eval": build.prepare_eval(experiment, fitted),
+            "ema_decay": settings.ema_decay,
+            "accumulate": settings.accumulate,
+            "log_every": settings.log_every,
+            "eval_every": settings.eval_every,
+            "eval_batch_size": experiment.data.eval_batch_size,
+        }
+        arrays = (data.train.images, data.train.labels)
+        return fit_seeds(module, arrays, test=(data.test.images, data.test.labels), seeds=seeds, **(known | options))
+
+
+def _some(split: Split, n: int | None) -> Split:
+    if n is None or n >= len(split):
+        return split
+    return split.take(np.sort(np.random.default_rng(0).permutation(len(split))[:n]))
