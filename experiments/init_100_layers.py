@@ -9,7 +9,9 @@ Recipe    x ~ N(0, 1), 512 inputs; weights drawn anew for every layer and seed; 
 Cost      seconds
 Expected  N(0, 1) overflows at about layer 29; N(0, 0.01^2) ends at 0; tanh with 1/n ends at 0.04 to 0.08; ReLU with 1/n
           at about 2^-50 = 9e-16; ReLU with 2/n at 0.25 to 2, geometric mean 0.74 (20 seeds)
-Measured  nothing yet
+Measured  n = 20 seeds: N(0, 1) overflows in 20, at layer 28 to 29; N(0, 0.01²) ends at 0; tanh with 1/n at 0.065
+          (standard deviation 0.012); ReLU with 1/n at 6.1e-16 (geometric mean); ReLU with 2/n at 0.69 (geometric mean;
+          0.34 to 1.79)
 """
 
 from dataclasses import dataclass
