@@ -56,7 +56,7 @@ from jaxcnn.errors import InputError
 from jaxcnn.files import write_json
 from jaxcnn.models import create
 from jaxcnn.optim import make_optimizer, make_schedule
-from jaxcnn.report import BLUE, ORANGE
+from jaxcnn.plots import BLUE, GREEN, ORANGE
 from jaxcnn.spread import spread
 from jaxcnn.train import create_state, evaluate, fit, make_eval_step, make_train_step, rng
 from jaxcnn.transfer import Frozen, merge
@@ -67,7 +67,7 @@ BATCH, TEST_IMAGES = 30, 2000
 BODY = "^(?!fc/)"
 """Everything but the head."""
 SAMPLE = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-COLOURS = {"scratch": ORANGE, "fine-tuning": BLUE, "linear probe": "#009E73"}
+COLOURS = {"scratch": ORANGE, "fine-tuning": BLUE, "linear probe": GREEN}
 TITLES = {"fashion": "CIFAR-10 to Fashion-MNIST", "held_out": "7 classes to 3 others"}
 
 

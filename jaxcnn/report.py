@@ -19,6 +19,7 @@ from jaxcnn.data.loader import eval_batches
 from jaxcnn.data.preprocess import Preprocessing
 from jaxcnn.errors import InputError
 from jaxcnn.files import write_json
+from jaxcnn.plots import BLUE, ORANGE
 from jaxcnn.pretrained import Pretrained, store
 from jaxcnn.pretrained.index import INDEX
 from jaxcnn.pretrained.pixels import PREPROCESSINGS, Pixels, of_fitted
@@ -30,9 +31,6 @@ from jaxcnn.train.state import create_state
 from jaxcnn.transfer import merge
 from jaxcnn.tree import state_sha256
 from jaxcnn.types import PyTree
-
-# Okabe and Ito's colours, told apart by colour-blind readers too.
-BLUE, ORANGE = "#0072B2", "#D55E00"
 
 
 def finish(

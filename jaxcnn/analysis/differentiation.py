@@ -17,13 +17,11 @@ import jax.numpy as jnp
 
 from jaxcnn.errors import InputError, unknown
 from jaxcnn.files import replacing
+from jaxcnn.plots import COLOURS
 from jaxcnn.types import Array
 
 Function = Callable[[Array], Array]
 """(n,) -> (m,)."""
-
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#56B4E9", "#E69F00", "#009E73")
-"""Okabe and Ito's, told apart by colour-blind readers too; one for each mode."""
 
 
 def _value(f: Function, x: Array, v: Array, u: Array) -> Array:
@@ -142,7 +140,7 @@ def plot(by_inputs: Sequence[Cost], by_outputs: Sequence[Cost], path: Path) -> N
         held = ", ".join(map(str, sorted({getattr(cost, fixed) for cost in costs})))
         for row, (of, unit) in enumerate((("seconds", "time (s)"), ("bytes", "memory (bytes)"))):
             panel = panels[row, column]
-            for mode, colour, mark in zip(MODES, COLOURS, "os^vD*", strict=True):
+            for mode, colour, mark in zip(MODES, COLOURS[: len(MODES)], "os^vD*", strict=True):
                 mine = [cost for cost in costs if cost.mode == mode]
                 values: list[Any] = [getattr(cost, of) for cost in mine]
                 panel.plot([getattr(cost, size) for cost in mine], values, f"{mark}-", color=colour, label=mode)

@@ -8,9 +8,9 @@ from rich.table import Table
 
 from jaxcnn.analysis.signal import Layer, Signal
 from jaxcnn.files import replacing
+from jaxcnn.plots import BLUE, ORANGE
 
-# Okabe and Ito's colours, told apart by colour-blind readers too.
-MEASURED, PREDICTED = "#0072B2", "#D55E00"
+MEASURED, PREDICTED = BLUE, ORANGE
 NAMED = 30
 """Layers up to which the picture names each."""
 HISTOGRAMS = 6

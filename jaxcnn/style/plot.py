@@ -8,10 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxcnn.files import replacing
-
-# Okabe and Ito's colours, told apart by colour-blind readers too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
-
+from jaxcnn.plots import BLACK, COLOURS
 
 SPAN = 1e-6
 """What is smaller than this share of the largest value is rounding, and not shown."""
@@ -27,7 +24,7 @@ def losses(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     most = max(value.max() for value in values.values()) or 1.0
     values = {name: np.maximum(value, SPAN / 10 * most) for name, value in values.items()}
     limits = 0.5 * max(SPAN * most, min(value.min() for value in values.values())), 2 * most
-    looks = [("black", "-"), *((colour, line) for line in ("-", "--", ":") for colour in COLOURS)]
+    looks = [(BLACK, "-"), *((colour, line) for line in ("-", "--", ":") for colour in COLOURS if colour != BLACK)]
     figure = Figure(figsize=(12, 2.5 + 0.35 * max(len(values), 5)), layout="constrained")
     curves, bars = figure.subplots(1, 2, width_ratios=(3, 2))
     for (name, value), (colour, line) in zip(values.items(), itertools.cycle(looks), strict=False):
