@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxcnn.files import replacing
-from jaxcnn.plots import BLACK, COLOURS
+from jaxcnn.plots import BLACK, COLOURS, LINES
 
 SPAN = 1e-6
 """What is smaller than this share of the largest value is rounding, and not shown."""
@@ -24,12 +24,12 @@ def losses(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     most = max(value.max() for value in values.values()) or 1.0
     values = {name: np.maximum(value, SPAN / 10 * most) for name, value in values.items()}
     limits = 0.5 * max(SPAN * most, min(value.min() for value in values.values())), 2 * most
-    looks = [(BLACK, "-"), *((colour, line) for line in ("-", "--", ":") for colour in COLOURS if colour != BLACK)]
+    looks = [(BLACK, "-"), *((colour, line) for line in LINES for colour in COLOURS if colour != BLACK)]
     figure = Figure(figsize=(12, 2.5 + 0.35 * max(len(values), 5)), layout="constrained")
     curves, bars = figure.subplots(1, 2, width_ratios=(3, 2))
     for (name, value), (colour, line) in zip(values.items(), itertools.cycle(looks), strict=False):
         marker = "o" if len(value) == 1 else ""
-        curves.plot(value, line, label=name, color=colour, marker=marker)
+        curves.plot(value, linestyle=line, label=name, color=colour, marker=marker)
     curves.set(yscale="log", ylim=limits, xlabel="evaluations", ylabel="weighted loss", title="The terms on the way")
     curves.grid(alpha=0.3)
     at = np.arange(len(values))
