@@ -67,7 +67,7 @@ def net(seed: jax.Array, start: jax.Array, *, act: str, gain: float, settings: S
 
 
 def measure(settings: Settings, bench: Bench) -> dict[str, Any]:
-    v, cases = np.linspace(0, 4.5, 46), {}
+    v, cases = np.linspace(0, 2.5, 26), {}
     for name, (act, gain) in CASES.items():
         g = moment_map(act, gain=gain)
         runs = []
@@ -118,7 +118,7 @@ def say(result: dict[str, Any]) -> str:
 
 def draw(result: dict[str, Any], figure: Any) -> None:
     maps, paths, cosine = figure.subplots(1, 3, width_ratios=(1, 1.15, 0.85))
-    v, last = result["v"], len(result["cosine"])
+    v = result["v"]
     maps.plot(v, v, color="0.6", linewidth=1)
     for i, (name, case) in enumerate(result["cases"].items()):
         style = {"color": COLOURS[i], "linestyle": LINES[i]}
@@ -132,11 +132,11 @@ def draw(result: dict[str, Any], figure: Any) -> None:
             )
     maps.plot(0, 0, "o", color=BLACK, markersize=5, clip_on=False, zorder=3)
     maps.plot(1, 1, "*", color=BLACK, markersize=11)
-    maps.annotate("SELU's fixed point", (1, 1), (1.5, 0.2), fontsize=8, arrowprops={"arrowstyle": "-"})
-    maps.set(xlim=(0, 4.5), ylim=(0, 4.5), xlabel="v, second moment before", ylabel="g(v), after one layer")
+    maps.annotate("SELU's fixed point", (1, 1), (0.1, 2.1), fontsize=8, arrowprops={"arrowstyle": "-"})
+    maps.set(xlim=(0, 2.5), ylim=(0, 2.5), xlabel="v, second moment before", ylabel="g(v), after one layer")
     maps.set_title("The map", fontsize=10)
     paths.set(yscale="log", ylim=(1e-3, 10), xlabel="layer", ylabel="second moment")
-    paths.set_title(f"Iterated; dots: {len(result['seeds'])} nets", fontsize=10)
+    paths.set_title(f"Iterated; dots: {len(result['seeds'])} nets, range", fontsize=10)
     x = np.repeat(result["cosine"], 2)
     grid = np.linspace(0, 1.1, 50)
     cosine.plot(grid, grid, color="0.6", linewidth=1)
@@ -144,7 +144,7 @@ def draw(result: dict[str, Any], figure: Any) -> None:
     cosine.plot(x[:-1], np.append(0.0, x[2:]), color=COLOURS[1], linewidth=1)
     cosine.plot(result["cosine"][-1], result["cosine"][-1], "*", color=BLACK, markersize=11)
     cosine.set(xlim=(0, 1.1), ylim=(0, 1.1), xlabel="x", ylabel="cos x")
-    cosine.set_title(f"cos, {last - 1} times: {result['cosine'][-1]:.6f}", fontsize=10)
+    cosine.set_title(f"cos: to {result['cosine'][-1]:.6f}", fontsize=10)
     for axes in (maps, paths, cosine):
         axes.grid(alpha=0.3)
     figure.legend(*maps.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8, columnspacing=1)
