@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcnn import models, optim
-from jaxcnn.config import Data, Experiment, Model
+from jaxcnn import losses, models, optim, parallel
+from jaxcnn.config import Data, Experiment, Model, total_steps
 from jaxcnn.data import preprocess, sources
 from jaxcnn.data.augment import Augmentation, augment
-from jaxcnn.data.loader import gather
+from jaxcnn.data.loader import check_batch_size, gather
 from jaxcnn.data.preprocess import Preprocessing
 from jaxcnn.errors import InputError
 from jaxcnn.transfer import Frozen
@@ -77,6 +77,67 @@ def _load(data: Data, usual: tuple[int, int, int], data_dir: Path | None, channe
             for part, split in (("train", dataset.train), ("test", dataset.test))
         },
     )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """An experiment's network and what trains it, checked against its data; `parameters` are the trained ones."""
+
+    net: nn.Module
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    steps: int
+    parameters: int
+
+
+def parts(experiment: Experiment, data: Splits, *, devices: int, net: nn.Module | None = None) -> Parts:
+    """`net` stands for the experiment's model. `InputError`, before anything is compiled, for what does not fit."""
+    examples, batch_size = len(data.train), experiment.data.batch_size
+    steps = total_steps(experiment.train, examples=examples, batch_size=batch_size)
+    if net is None:
+        net = module(experiment.model, num_classes=len(data.classes), freeze=experiment.optim.freeze)
+    transformation, schedule = optimizer(experiment, steps=steps)
+    parallel.check_divisible(batch_size, devices=devices, accumulate=experiment.train.accumulate)
+    parameters = check_model(net, data.train.images)
+    check_batch_size(batch_size, examples=examples)
+    return Parts(net, transformation, schedule, steps, parameters)
+
+
+def seeds_options(experiment: Experiment, made: Parts, preprocessing: Preprocessing, data: Splits) -> dict[str, Any]:
+    """The arguments that `fit` and `fit_seeds` both take, but for module, data and seeds."""
+    settings = experiment.train
+    return {
+        "optimizer": made.optimizer,
+        "steps": made.steps,
+        "batch_size": experiment.data.batch_size,
+        "eval_batch_size": experiment.data.eval_batch_size,
+        "loss_fn": losses.classification(label_smoothing=settings.label_smoothing),
+        "eval_loss_fn": losses.classification(),
+        "prepare": prepare_train(experiment, preprocessing, num_classes=len(data.classes)),
+        "prepare_eval": prepare_eval(experiment, preprocessing),
+        "ema_decay": settings.ema_decay,
+        "accumulate": settings.accumulate,
+        "log_every": settings.log_every,
+        "eval_every": settings.eval_every,
+    }
+
+
+def fit_options(experiment: Experiment, made: Parts, preprocessing: Preprocessing, data: Splits) -> dict[str, Any]:
+    """Every argument of `fit` that the experiment decides, but for module and data."""
+    settings = experiment.train
+    return {
+        **seeds_options(experiment, made, preprocessing, data),
+        "seed": experiment.seed,
+        "learning_rate": made.schedule,
+        "early_stopping": settings.early_stopping,
+        "max_skipped": settings.max_skipped,
+        "checkpoint_every": settings.checkpoint_every,
+        "keep_latest": settings.keep_latest,
+        "keep_best": settings.keep_best,
+        "parallel_mode": settings.parallel,
+        "steps_per_call": 1 if jax.default_backend() == "cpu" else settings.steps_per_call,
+        "tensorboard": settings.tensorboard,
+    }
 
 
 def module(model: Model, *, num_classes: int, freeze: str = "") -> nn.Module:

@@ -59,6 +59,7 @@ COMMANDS = {
     "list": "show the models: jaxcnn list [--json]",
     "summary": "explain a network layer by layer: jaxcnn summary MODEL [--input H W C] [--json]",
     "probe": "follow the signal and its gradient: jaxcnn probe MODEL [--init NAME] [--activation NAME]",
+    "search": "search hyper-parameters: jaxcnn search [EXPERIMENT.py] --space FIELD=RANGE ... [--flags]",
     "bn": "BatchNorm of a run: jaxcnn bn recalibrate | fold | drift RUN",
     "stylize": "neural style transfer: jaxcnn stylize --content FILE --style FILE --weights FILE --output FILE",
     "weights": "public weights: jaxcnn weights list | show | fetch | convert | export",
@@ -143,11 +144,11 @@ def _dispatch(command: str, args: list[str]) -> int:
 
         return getattr(commands, f"{command}_command")(args)
     if args and args[0].endswith(".py"):
-        return _train_command(*_experiment_of(Path(args[0])), args[1:])
+        return _train_command(*experiment_of(Path(args[0])), args[1:])
     return _train_command(config.LENET5_DIGITS, None, args)
 
 
-def _experiment_of(path: Path) -> tuple[Experiment, Experiment | None]:
+def experiment_of(path: Path) -> tuple[Experiment, Experiment | None]:
     """The `experiment` that an experiment file defines, and its `full` one or None."""
     names = load_file(path)
     found = names.get("experiment")
@@ -226,28 +227,21 @@ def train(experiment: Experiment, launch: Launch, name: str, stop: StopRequest) 
     """Trains one run, or goes on with it, or says that it is finished: (exit status, summary)."""
     import jax
 
-    from jaxcnn import build, losses, parallel, report
+    from jaxcnn import build, report
     from jaxcnn.data import preprocess
-    from jaxcnn.data.loader import check_batch_size
     from jaxcnn.train import run
     from jaxcnn.train.log import tensorboard
     from jaxcnn.train.loop import fit
 
     jax.config.update("jax_enable_x64", experiment.model.dtype == "float64")
     data = build.splits(experiment, data_dir=launch.data_dir, smoke=launch.smoke)
-    settings = experiment.train
-    steps = config.total_steps(settings, examples=len(data.train), batch_size=experiment.data.batch_size)
-    net = build.module(experiment.model, num_classes=len(data.classes), freeze=experiment.optim.freeze)
-    optimizer, schedule = build.optimizer(experiment, steps=steps)
-    parallel.check_divisible(experiment.data.batch_size, devices=jax.device_count(), accumulate=settings.accumulate)
-    parameters = build.check_model(net, data.train.images)
-    check_batch_size(experiment.data.batch_size, examples=len(data.train))
-    if settings.tensorboard:
+    made = build.parts(experiment, data, devices=jax.device_count())
+    if experiment.train.tensorboard:
         tensorboard()
     path = launch.runs_dir / experiment.name / name
     initial = report.Initial(None, None)
     if experiment.init_from and not (path / "summary.json").exists():  # on resuming too, if no checkpoint is whole
-        initial = report.initial(experiment, net, data.train.images)
+        initial = report.initial(experiment, made.net, data.train.images)
     stop.check()
 
     with run.RunDirectory(
@@ -263,7 +257,7 @@ def train(experiment: Experiment, launch: Launch, name: str, stop: StopRequest) 
             print(f"run {directory.path} is finished")
             report.show(summary, quiet=launch.quiet)
             return 0, summary
-        directory.require_space(64 * parameters + (1 << 20))
+        directory.require_space(64 * made.parameters + (1 << 20))
         kept = directory.path / "preprocessing.npz"
         if kept.exists():  # of the training split that the run began with
             preprocessing = preprocess.load(kept)
@@ -275,42 +269,21 @@ def train(experiment: Experiment, launch: Launch, name: str, stop: StopRequest) 
         directory.write("data.json", {"classes": list(data.classes), "input": list(data.train.images.shape[1:])})
         if not launch.quiet:
             print(
-                f"{experiment.model.name}, {parameters:,} parameters, on {data_line(experiment, data)}: {steps} steps"
-                f" on {jax.device_count()} x {jax.devices()[0].device_kind}\nrun {directory.path}",
+                f"{experiment.model.name}, {made.parameters:,} parameters, on {data_line(experiment, data)}:"
+                f" {made.steps} steps on {jax.device_count()} x {jax.devices()[0].device_kind}\nrun {directory.path}",
                 flush=True,
             )
         result = fit(
-            net,
+            made.net,
             (data.train.images, data.train.labels),
             validation=(data.validation.images, data.validation.labels) if data.validation else None,
             test=(data.test.images, data.test.labels),
-            optimizer=optimizer,
-            learning_rate=schedule,
-            steps=steps,
-            batch_size=experiment.data.batch_size,
-            eval_batch_size=experiment.data.eval_batch_size,
-            seed=experiment.seed,
-            loss_fn=losses.classification(label_smoothing=settings.label_smoothing),
-            eval_loss_fn=losses.classification(),
-            prepare=build.prepare_train(experiment, preprocessing, num_classes=len(data.classes)),
-            prepare_eval=build.prepare_eval(experiment, preprocessing),
-            ema_decay=settings.ema_decay,
-            accumulate=settings.accumulate,
-            early_stopping=settings.early_stopping,
-            max_skipped=settings.max_skipped,
-            log_every=settings.log_every,
-            eval_every=settings.eval_every,
-            checkpoint_every=settings.checkpoint_every,
-            keep_latest=settings.keep_latest,
-            keep_best=settings.keep_best,
             directory=directory.path,
             variables=initial.variables,
-            parallel_mode=settings.parallel,
-            steps_per_call=1 if jax.default_backend() == "cpu" else settings.steps_per_call,
-            tensorboard=settings.tensorboard,
             quiet=launch.quiet,
+            **build.fit_options(experiment, made, preprocessing, data),
         )
-        summary = report.finish(directory, result, net, data, preprocessing, experiment, parameters=parameters)
+        summary = report.finish(directory, result, made, data, preprocessing, experiment)
         report.show(summary, quiet=launch.quiet)
         if result.unsaved:
             print(f"error: the last checkpoint was not saved: {result.unsaved}", file=sys.stderr)

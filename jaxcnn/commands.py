@@ -166,7 +166,7 @@ def list_command(args: Sequence[str]) -> int:
         table.add_row(
             row["name"], row["family"], f"{row['parameters']:,}", f"{row['macs'] / 1e6:,.1f}", size, row["paper"]
         )
-    _console(Console).print(table)
+    console(Console).print(table)
     return 0
 
 
@@ -218,7 +218,7 @@ def summary_command(args: Sequence[str]) -> int:
         return 0
     from rich.console import Console
 
-    _console(Console).print(table(found))
+    console(Console).print(table(found))
     return 0
 
 
@@ -265,7 +265,7 @@ def probe_command(args: Sequence[str]) -> int:
         return 0
     from rich.console import Console
 
-    _console(Console).print(signal_report.table(found))
+    console(Console).print(signal_report.table(found))
     print(f"{found.verdict}\n{output}")
     return 0
 
@@ -304,7 +304,7 @@ def _own_module(place: str) -> Any:
     return net
 
 
-def _console(kind: Any) -> Any:
+def console(kind: Any) -> Any:
     """As wide as the table where nobody looks at a terminal."""
     return kind() if sys.stdout.isatty() else kind(width=200)
 
@@ -325,6 +325,12 @@ def stylize_command(args: Sequence[str]) -> int:
     from jaxcnn import stylize_cli
 
     return stylize_cli.main(args)
+
+
+def search_command(args: Sequence[str]) -> int:
+    from jaxcnn import search_cli
+
+    return search_cli.main(args)
 
 
 def data_command(args: Sequence[str]) -> int:

@@ -36,12 +36,10 @@ from jaxcnn.types import PyTree
 def finish(
     directory: RunDirectory,
     result: FitResult,
-    net: nn.Module,
+    made: build.Parts,
     data: build.Splits,
     preprocessing: Preprocessing,
     experiment: Experiment,
-    *,
-    parameters: int,
 ) -> dict[str, Any]:
     """Writes `summary.json`, which makes the run finished, then the pictures; returns the summary."""
     summary = {
@@ -50,7 +48,7 @@ def finish(
         **{f"test_{name}": value for name, value in result.test.items()},
         "state_sha256": state_sha256(result.state),
         "seconds": round(result.seconds, 2),
-        "parameters": parameters,
+        "parameters": made.parameters,
         "skipped_steps": int(result.state.counters["skipped"]),
         "seed": experiment.seed,
     }
@@ -58,7 +56,7 @@ def finish(
         directory.write("summary.json", summary)
     curves(result.history, directory.path / "curves.png", title=f"{experiment.name}, seed {experiment.seed}")
     prepare = build.prepare_eval(experiment, preprocessing)
-    counts = confusion_counts(net, result.variables, data, prepare, batch_size=experiment.data.eval_batch_size)
+    counts = confusion_counts(made.net, result.variables, data, prepare, batch_size=experiment.data.eval_batch_size)
     confusion(counts, data.classes, directory.path / "confusion.png", title=f"{experiment.name}: test split")
     return summary
 

@@ -517,7 +517,7 @@ def test_bfloat16_and_tensorboard_are_switches(tmp_path, capsys):
 
 
 def test_options_of_the_command_line_join_those_of_the_experiment():
-    base, _ = cli._experiment_of(Path(__file__).parent.parent / "experiments" / "resnet20_cifar10.py")
+    base, _ = cli.experiment_of(Path(__file__).parent.parent / "experiments" / "resnet20_cifar10.py")
     _, joined = cli.parse(base, ["--optim.options", "momentum", "0.8"])
     assert joined.optim.options == {"momentum": 0.8, "nesterov": True}
     _, other = cli.parse(base, ["--optim.name", "adam"])

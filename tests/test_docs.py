@@ -55,7 +55,7 @@ def test_every_train_command_of_the_readme_parses():
     for args in commands:
         experiment = config.LENET5_DIGITS
         if args[0].endswith(".py"):
-            experiment = cli._experiment_of(ROOT / args.pop(0))[0]
+            experiment = cli.experiment_of(ROOT / args.pop(0))[0]
         cli.parse(experiment, args)
 
 
@@ -74,7 +74,7 @@ def test_every_run_sheet_names_its_command_and_what_it_expects(path):
     assert "Measured" in sheet
     if path not in EXPERIMENTS:
         return
-    experiment, full = cli._experiment_of(path)
+    experiment, full = cli.experiment_of(path)
     assert experiment.name == path.stem
     assert ("--full" in sheet) == (full is not None)
 

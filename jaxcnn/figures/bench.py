@@ -12,7 +12,6 @@ from jaxcnn import build, config
 from jaxcnn.config import Experiment
 from jaxcnn.data import preprocess
 from jaxcnn.data.dataset import Split
-from jaxcnn.losses import classification
 from jaxcnn.metrics import CLASSIFICATION
 from jaxcnn.seeds import SeedsResult, fit_seeds
 
@@ -56,29 +55,11 @@ class Bench:
         """
         experiment = config.validate(experiment)
         data = self.splits(experiment, train=train, test=test)
-        settings, classes = experiment.train, len(data.classes)
-        steps = config.total_steps(settings, examples=len(data.train), batch_size=experiment.data.batch_size)
-        if module is None:
-            module = build.module(experiment.model, num_classes=classes, freeze=experiment.optim.freeze)
-        build.check_model(module, data.train.images)
+        made = build.parts(experiment, data, devices=1, net=module)
         fitted = preprocess.fit(experiment.data.preprocessing, data.train.images)
-        known: dict[str, Any] = {
-            "optimizer": build.optimizer(experiment, steps=steps)[0],
-            "steps": steps,
-            "batch_size": experiment.data.batch_size,
-            "loss_fn": classification(label_smoothing=settings.label_smoothing),
-            "eval_loss_fn": classification(),
-            "metrics": EVALUATED,
-            "prepare": build.prepare_train(experiment, fitted, num_classes=classes),
-            "prepare_eval": build.prepare_eval(experiment, fitted),
-            "ema_decay": settings.ema_decay,
-            "accumulate": settings.accumulate,
-            "log_every": settings.log_every,
-            "eval_every": settings.eval_every,
-            "eval_batch_size": experiment.data.eval_batch_size,
-        }
+        known = {**build.seeds_options(experiment, made, fitted, data), "metrics": EVALUATED}
         arrays = (data.train.images, data.train.labels)
-        return fit_seeds(module, arrays, test=(data.test.images, data.test.labels), seeds=seeds, **(known | options))
+        return fit_seeds(made.net, arrays, test=(data.test.images, data.test.labels), seeds=seeds, **(known | options))
 
 
 def _some(split: Split, n: int | None) -> Split:
