@@ -6,6 +6,7 @@ Nothing heavy is imported here: a mistyped flag is answered at once, and a signa
 import argparse
 import contextlib
 import dataclasses
+import importlib
 import os
 import sys
 import tempfile
@@ -140,9 +141,7 @@ def _dispatch(command: str, args: list[str]) -> int:
     if command not in COMMANDS:
         raise unknown("command", command, COMMANDS)
     if command != "train":
-        from jaxcnn import commands
-
-        return getattr(commands, f"{command}_command")(args)
+        return importlib.import_module(f"jaxcnn.commands.{command}").main(args)
     if args and args[0].endswith(".py"):
         return _train_command(*experiment_of(Path(args[0])), args[1:])
     return _train_command(config.LENET5_DIGITS, None, args)

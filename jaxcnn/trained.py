@@ -1,6 +1,6 @@
 """A trained network that answers: from a run directory, or from a file of weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcnn import build, config, models, platform, report
+from jaxcnn import build, config, models, parallel, platform, report
 from jaxcnn.config import Data, Experiment, Model
 from jaxcnn.data import preprocess
+from jaxcnn.data.dataset import Split
+from jaxcnn.data.loader import eval_batches
 from jaxcnn.data.sources import read_image
 from jaxcnn.errors import InputError
 from jaxcnn.pretrained import store
 from jaxcnn.pretrained.pixels import Pixels, of_fitted
+from jaxcnn.train import evaluate, make_eval_step
 from jaxcnn.train.run import read_json
 from jaxcnn.types import Array, PyTree
 
@@ -39,6 +42,16 @@ class Trained:
     @property
     def num_classes(self) -> int:
         return len(self.classes) if self.classes else self.network.num_classes  # type: ignore[attr-defined]
+
+    def evaluate(
+        self, split: Split, *, batch_size: int, variables: Mapping[str, PyTree] | None = None
+    ) -> dict[str, float]:
+        """Exact counts over the split, as `train.evaluate` gives them; `variables` stand for its own."""
+        mesh = parallel.make_mesh()
+        step = make_eval_step(self.network, prepare=lambda batch: {**batch, "image": self.preprocess(batch["image"])})
+        batches = eval_batches(split.images, split.labels, batch_size=batch_size, mesh=mesh)
+        with jax.set_mesh(mesh):
+            return evaluate(step, variables or self.variables, batches())
 
 
 def of_run(run: Path) -> Trained:

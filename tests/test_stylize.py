@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcnn import cli, stylize_cli
+from jaxcnn import cli
+from jaxcnn.commands import stylize as stylize_command
 from jaxcnn.style import network, pictures, transfer
 
 RNG = np.random.default_rng(0)
@@ -328,7 +329,7 @@ def test_a_loss_that_is_not_finite_later_keeps_the_last_good_picture(usual, give
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_an_unfinished_picture_of_other_inputs_is_refused(usual, given, tmp_path, capsys, monkeypatch, signum, status):
     with monkeypatch.context() as patch:
-        patch.setattr(stylize_cli._Shown, "__call__", lambda self, step: os.kill(os.getpid(), signum))
+        patch.setattr(stylize_command._Shown, "__call__", lambda self, step: os.kill(os.getpid(), signum))
         assert stylize(*usual) == status
     assert names(tmp_path) == ["out.unfinished"]
     assert f"stopped by {signum.name}" in capsys.readouterr().err

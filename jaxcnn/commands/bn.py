@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxcnn.cli import run_subcommand
+from jaxcnn.commands.output import show
 from jaxcnn.errors import InputError
 from jaxcnn.types import Batch, PyTree
 
@@ -53,7 +54,10 @@ def _recalibrate(flags: Recalibrate) -> int:
         seed=trained.experiment.seed,
         progress=_show_progress,
     )
-    before, after = (_accuracy(trained, v, data, flags.batch_size) for v in (trained.variables, found.variables))
+    before, after = (
+        trained.evaluate(data.test, batch_size=flags.batch_size, variables=variables)["accuracy"]
+        for variables in (trained.variables, found.variables)
+    )
     facts = {"statistics": f"recalibrated ({found.mode}) on {found.examples} images of {trained.experiment.data.name}"}
     _export(output, trained, found.variables, trained.overrides, facts)
     result = {
@@ -128,7 +132,6 @@ def _drift(flags: Drift) -> int:
     if flags.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows]))
         return 0
-    from rich.console import Console
     from rich.table import Table
 
     caption = "data in evaluation against running statistics; shifts in standard deviations of the data"
@@ -138,8 +141,7 @@ def _drift(flags: Drift) -> int:
     for row in rows:
         values = (row.ratio, row.smallest, row.largest, row.shift, row.largest_shift)
         table.add_row(row.name, *(f"{value:.3g}" for value in values))
-    console = Console() if sys.stdout.isatty() else Console(width=200)  # as wide as the table
-    console.print(table)
+    show(table)
     return 0
 
 
@@ -176,21 +178,6 @@ def _batches(trained: Any, split: Any, size: int) -> Callable[[], Iterator[Batch
             yield {"image": preprocess(batch["image"]), "mask": batch["mask"]}
 
     return batches
-
-
-def _accuracy(trained: Any, variables: PyTree, data: Any, size: int) -> float:
-    """On the test split."""
-    import jax
-
-    from jaxcnn import parallel
-    from jaxcnn.data.loader import eval_batches
-    from jaxcnn.train import evaluate, make_eval_step
-
-    mesh = parallel.make_mesh()
-    step = make_eval_step(trained.network, prepare=lambda batch: {**batch, "image": trained.preprocess(batch["image"])})
-    batches = eval_batches(data.test.images, data.test.labels, batch_size=size, mesh=mesh)
-    with jax.set_mesh(mesh):
-        return evaluate(step, variables, batches())["accuracy"]
 
 
 def _export(output: Path, trained: Any, variables: PyTree, overrides: dict[str, Any], facts: dict[str, str]) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxcnn import build, cli, config, search_cli
+from jaxcnn import build, cli, config
+from jaxcnn.commands import search as search_command
 from jaxcnn.config import Data, Experiment, Model, Optim, Train
 from jaxcnn.errors import InputError
 from jaxcnn.search import Choice, IntUniform, LogUniform, Report, SearchResult, Trial, Uniform
@@ -41,7 +42,7 @@ def own_caches(tmp_path_factory) -> Iterator[None]:
 
 def run(runs: Path, *args: str, name: str = "s", trials: int = 2) -> int:
     flags = ["--trials", str(trials), "--search", name, "--runs-dir", str(runs)]
-    return search_cli.main([*SPACE, *flags, *TINY, *args])
+    return search_command.main([*SPACE, *flags, *TINY, *args])
 
 
 def trials(directory: Path) -> list[dict]:
@@ -175,18 +176,18 @@ def test_parameters_are_read_with_either_dash():
         ("optim.rates.block-1/conv=log:0.01:1", "optim.rates.block-1/conv", LogUniform(0.01, 1)),
         ("data.flip=choice:true,false", "data.flip", Choice((True, False))),
     ):
-        assert search_cli.parameter(text) == (name, given)
+        assert search_command.parameter(text) == (name, given)
 
 
 def test_a_trial_is_what_its_flags_say():
     base = dataclasses.replace(config.LENET5_DIGITS, optim=Optim("sgd", options={"momentum": 0.9, "nesterov": True}))
     params = {"optim.options.momentum": 0.5, "data.flip": True, "train.steps": 7, "model.overrides.act": "tanh"}
-    found = search_cli.trial_experiment(base, params, smoke=False)
+    found = search_command.trial_experiment(base, params, smoke=False)
     assert found.optim.options == {"momentum": 0.5, "nesterov": True}
     assert (found.train.steps, found.train.epochs) == (7, None)
     assert found.data.flip
     assert found.model.overrides == {"act": "tanh"}
-    assert search_cli.trial_experiment(base, {"optim.name": "adam"}, smoke=False).optim.options == {}
+    assert search_command.trial_experiment(base, {"optim.name": "adam"}, smoke=False).optim.options == {}
 
 
 @pytest.mark.parametrize(
@@ -204,14 +205,14 @@ def test_a_trial_is_what_its_flags_say():
 def test_the_differing_flags_give_the_experiment_back(other):
     other = other if other.train.steps or other.train.epochs else dataclasses.replace(other, train=Train(steps=1))
     for base in (config.LENET5_DIGITS, Experiment(data=Data(flip=True), optim=Optim(clip_norm=1.0))):
-        flags = search_cli.differing(base, other)
+        flags = search_command.differing(base, other)
         assert cli.parse(base, shlex.split(shlex.join(flags)))[1] == other
 
 
 def test_smoke_runs_a_few_small_trials_and_leaves_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(search_cli, "SMOKE_TRIALS", 1)
-    assert search_cli.main([*SPACE, *TINY, "--smoke"]) == 0
+    monkeypatch.setattr(search_command, "SMOKE_TRIALS", 1)
+    assert search_command.main([*SPACE, *TINY, "--smoke"]) == 0
     assert "1 trials, best first" in capsys.readouterr().out
     assert not any(tmp_path.iterdir())
 
@@ -230,13 +231,13 @@ def test_the_command_names_the_experiments_file_and_its_scale(tmp_path, monkeypa
         directory.mkdir(parents=True)
         return SearchResult(space, (trial,))
 
-    monkeypatch.setattr(search_cli, "_search", found)
+    monkeypatch.setattr(search_command, "_search", found)
     monkeypatch.chdir(tmp_path)
-    assert search_cli.main([str(file), "--full", "--space", "optim.learning-rate=log:1e-4:1"]) == 0
+    assert search_command.main([str(file), "--full", "--space", "optim.learning-rate=log:1e-4:1"]) == 0
     assert f"  jaxcnn train {file} --full --optim.learning-rate 0.25\n" in capsys.readouterr().out
 
 
-PROGRAM = "import sys; from jaxcnn import cli, search_cli; sys.exit(cli.guarded(search_cli.main, sys.argv[1:]))"
+PROGRAM = "import sys; from jaxcnn import cli; sys.exit(cli.main(['search', *sys.argv[1:]]))"
 
 
 @pytest.mark.slow

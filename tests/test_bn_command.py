@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcnn import bn_cli, cli, report
+from jaxcnn import cli, report
 from jaxcnn.analysis.batchnorm import fold
+from jaxcnn.commands import bn
 from jaxcnn.errors import InputError
 from jaxcnn.pretrained import read
 from jaxcnn.trained import of_run
@@ -65,9 +66,9 @@ def run(home) -> Path:
     return train(home, "vanilla_cnn", "norm", "batch", "stages", "2", "width", "4", "hidden", "8")
 
 
-def bn(capsys, command: str, run: Path, *args: str | Path) -> str:
+def run_bn(capsys, command: str, run: Path, *args: str | Path) -> str:
     data = run.parents[2] / "data"
-    assert bn_cli.main([command, str(run), "--data-dir", str(data), *map(str, args)]) == 0
+    assert bn.main([command, str(run), "--data-dir", str(data), *map(str, args)]) == 0
     return capsys.readouterr().out
 
 
@@ -78,7 +79,7 @@ def evaluated(capsys, home: Path, *args: str | Path) -> float:
 
 def test_recalibrate(home, run, capsys):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    found = json.loads(bn(capsys, "recalibrate", run, "--json"))
+    found = json.loads(run_bn(capsys, "recalibrate", run, "--json"))
     output = run / "recalibrated.safetensors"
     assert found["output"] == str(output)
     assert (found["mode"], found["examples"], found["passes"]) == ("exact", 40, 2)
@@ -93,12 +94,12 @@ def test_recalibrate(home, run, capsys):
     }
     assert "recalibrated (exact) on 40 images of light" in output.with_suffix(".md").read_text()
     with pytest.raises(InputError, match="exists: move it away"):
-        bn_cli.main(["recalibrate", str(run)])
+        bn.main(["recalibrate", str(run)])
 
 
 def test_one_pass_says_so(run, tmp_path, capsys):
     output = tmp_path / "precise.safetensors"
-    shown = bn(capsys, "recalibrate", run, "--mode", "one_pass", "--output", output)
+    shown = run_bn(capsys, "recalibrate", run, "--mode", "one_pass", "--output", output)
     assert "mode one_pass: 1 passes over 40 training images" in shown
     assert "test accuracy" in shown
     assert output.exists()
@@ -106,7 +107,7 @@ def test_one_pass_says_so(run, tmp_path, capsys):
 
 def test_fold(home, run, tmp_path, capsys):
     output = tmp_path / "folded.safetensors"
-    found = json.loads(bn(capsys, "fold", run, "--output", output, "--json"))
+    found = json.loads(run_bn(capsys, "fold", run, "--output", output, "--json"))
     assert found["folded"] == NORMS
     assert found["kept"] == {}
     assert found["relative"] < 1e-5
@@ -123,7 +124,7 @@ def test_fold_of_what_no_options_give(home, tmp_path, capsys):
     run = train(home, "cifar_resnet20", "depth", "8", "width", "2")
     output = tmp_path / "folded.safetensors"
     capsys.readouterr()
-    shown = bn(capsys, "fold", run, "--output", output, "--batch-size", "8")
+    shown = run_bn(capsys, "fold", run, "--output", output, "--batch-size", "8")
     assert "folded 7: bn1, stage1/block1/bn1" in shown
     assert "largest logit difference" in shown
     assert "times as fast, 8 images a call" in shown
@@ -135,24 +136,24 @@ def test_fold_of_what_no_options_give(home, tmp_path, capsys):
 
 
 def test_drift(run, capsys):
-    rows = json.loads(bn(capsys, "drift", run, "--json"))
+    rows = json.loads(run_bn(capsys, "drift", run, "--json"))
     assert [row["name"] for row in rows] == NORMS
     for row in rows:
         assert row["smallest"] <= row["ratio"] <= row["largest"]
         assert 0 <= row["shift"] <= row["largest_shift"]
-    shown = bn(capsys, "drift", run)
+    shown = run_bn(capsys, "drift", run)
     assert all(word in shown for word in ("bn2", "variance ratio", "largest shift", f"{rows[0]['ratio']:.3g}"))
 
 
 def test_bad_input(run, tmp_path, capsys):
-    assert bn_cli.main([]) == 2
-    assert bn_cli.main(["--help"]) == 0
+    assert bn.main([]) == 2
+    assert bn.main(["--help"]) == 0
     assert "recalibrate" in capsys.readouterr().out
     with pytest.raises(InputError, match="unknown bn command 'flod'"):
-        bn_cli.main(["flod", str(run)])
+        bn.main(["flod", str(run)])
     with pytest.raises(InputError, match=r"expected \.safetensors"):
-        bn_cli.main(["fold", str(run), "--output", str(tmp_path / "folded.npz")])
+        bn.main(["fold", str(run), "--output", str(tmp_path / "folded.npz")])
     with pytest.raises(InputError, match="--batch-size 0"):
-        bn_cli.main(["drift", str(run), "--batch-size", "0"])
+        bn.main(["drift", str(run), "--batch-size", "0"])
     with pytest.raises(InputError, match="is not a run directory"):
-        bn_cli.main(["drift", str(tmp_path)])
+        bn.main(["drift", str(tmp_path)])

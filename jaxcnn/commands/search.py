@@ -21,6 +21,7 @@ import tyro
 
 from jaxcnn import config
 from jaxcnn.cli import Launch, experiment_of, parse
+from jaxcnn.commands.output import show
 from jaxcnn.config import Experiment
 from jaxcnn.errors import InputError, unknown
 from jaxcnn.search import Choice, IntUniform, LogUniform, Range, Report, SearchResult, Trial, Uniform, search
@@ -308,17 +309,14 @@ def _train(experiment: Experiment, data: Any, launch: Launch, path: Path, report
 
 def _picture(found: SearchResult, directory: Path, experiment: Experiment, *, say: bool) -> None:
     """Writes `trials.png`, and prints the table where `say`."""
-    from rich.console import Console
-
     from jaxcnn import search_report
-    from jaxcnn.commands import console
 
     first = found.ranked[0]
     best = f"best {first.number} ({first.score:.2%})" if first.state == "complete" else "none completed"
     title = f"{experiment.name}: {len(found.trials)} trials, {best}"
     search_report.plot(found, directory / "trials.png", title=title, score="best validation accuracy")
     if say:
-        console(Console).print(search_report.table(found))
+        show(search_report.table(found))
 
 
 def _show(found: SearchResult, directory: Path, *, command: str, as_json: bool) -> None:

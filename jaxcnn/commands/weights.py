@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from jaxcnn.cli import run_subcommand
+from jaxcnn.commands.output import show_download
 
 
 def main(args: Sequence[str]) -> int:
@@ -73,11 +74,10 @@ def _show(flags: Name) -> int:
 
 def _fetch(flags: Name) -> int:
     """Downloads the weights, verified; an interrupted download goes on where it was."""
-    from jaxcnn.commands import show_progress
     from jaxcnn.pretrained.read import PICKLES, conversion
     from jaxcnn.pretrained.store import fetch
 
-    path = fetch(flags.name, flags.weights_dir, progress=show_progress)
+    path = fetch(flags.name, flags.weights_dir, progress=show_download)
     print(path)
     if path.suffix in PICKLES:
         print(
