@@ -10,7 +10,8 @@ Recipe    20 tanh units, 3 components, Adam at 1e-2 with a cosine schedule, batc
 Cost      half a minute
 Expected  a lower negative log-likelihood of the mixture in every seed; of the forward problem, which has one answer,
           nearly the same of both
-Measured  nothing yet
+Measured  negative log-likelihood of the inverse problem -0.21 +- 0.06 nats for one Gaussian, -0.99 +- 0.00 for the
+          mixture (lower in 5 of 5 seeds); of the forward problem -1.40 and -1.40 (n = 5, 95 % intervals)
 """
 
 from dataclasses import dataclass

@@ -11,7 +11,8 @@ Recipe    one hidden layer of 64 ReLUs, batches of 64 in the same order for both
           term of the loss, and its gradient what differentiation gives
 Cost      half a minute
 Expected  rounding alone for SGD (below 1e-4), and for momentum and Adam distances that are larger by orders
-Measured  nothing yet
+Measured  distance of the weights after 400 steps: SGD 1.4e-05 (accuracy 95.9 and 95.9 %); momentum 0.9 6.0e-01
+          (accuracy 96.2 and 97.7 %); Adam 5.4e-01 (accuracy 95.1 and 95.7 %); prior and decay, n = 5 seeds
 """
 
 from dataclasses import dataclass
