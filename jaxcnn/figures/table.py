@@ -3,6 +3,7 @@
 Both follow from the committed results, and a test compares them.
 """
 
+import html
 import json
 import re
 import textwrap
@@ -70,7 +71,7 @@ def _row(name: str, sheet: Sheet, result: dict[str, Any]) -> str:
         f"Measured: {result['measured']}",
         f"`{sheet.command}`, {minutes} min",
     ]
-    cell = "<br>".join(text).replace("|", "\\|")
+    cell = "<br>".join(html.escape(line, quote=False) for line in text).replace("|", "\\|")
     return f'| {cell} | <img src="results/{name}.png" width="560" alt="{name}"> |'
 
 
