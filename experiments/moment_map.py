@@ -5,8 +5,7 @@
 Claim     the second moment v of a layer's inputs becomes g(v) at the next layer, and its fixed points foretell deep
           nets: ReLU with 2/n keeps every v, with 1/n it halves; tanh with 1/n falls to 0 slowly; SELU with 1/n has the
           attracting fixed point mean 0, variance 1
-Source    Glorot & Bengio 2010; He et al. 2015; Klambauer et al. 2017; row A22 of the curriculum that this project
-          covers
+Source    Glorot & Bengio 2010; He et al. 2015; Klambauer et al. 2017
 Recipe    g by integrals over a Gaussian; dense layers of 512 units with Gaussian weights, 64 inputs of N(0, v) for
           v = 0.25 and 4; cos is iterated from 1 as the picture of a fixed point
 Cost      seconds
