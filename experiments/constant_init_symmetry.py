@@ -12,7 +12,11 @@ Recipe    two hidden ReLU layers of 32 units, SGD with momentum 0.9, batch 64, 6
           weight of one unit and of another, over the layer's largest weight
 Cost      2 minutes
 Expected  differences of a constant start stay within rounding, one distinct unit a layer; zeros end at chance
-Measured  nothing yet
+Measured  n = 5 seeds (mean ± standard deviation), 32 units in each of two hidden layers; zeros: 1 and 1 distinct units,
+          accuracy 0.101 ± 0.001; constant: 1 and 1 distinct units, accuracy 0.278 ± 0.055; constant, random output
+          layer: 1 and 31 to 32 distinct units, accuracy 0.364 ± 0.042; random: 32 and 32 distinct units, accuracy 0.977
+          ± 0.006; from a constant, the largest difference between two units is 0; from zeros, only output/bias ever
+          moves
 """
 
 from dataclasses import dataclass

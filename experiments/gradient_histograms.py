@@ -11,7 +11,9 @@ Recipe    5 tanh layers of 1,000 units and 10 outputs, untrained, biases 0; a gr
 Cost      seconds
 Expected  n Var w = 1/3 multiplies the gradient's root mean square by up to 0.58 for each layer down: at most 0.11 from
           layer 5 to layer 1, less what tanh's slope takes; Xavier's by at most 1, less the same
-Measured  nothing yet
+Measured  n = 5 seeds, factor of the root mean square between layers 1 and 5, mean and range; standard: activations 0.10
+          (0.10 to 0.10) on the way up, gradients 0.084 (0.082 to 0.085) on the way down; Xavier: activations 0.53 (0.52
+          to 0.53) on the way up, gradients 0.436 (0.426 to 0.444) on the way down
 """
 
 from dataclasses import dataclass

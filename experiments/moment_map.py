@@ -11,7 +11,11 @@ Recipe    g by integrals over a Gaussian; dense layers of 512 units with Gaussia
 Cost      seconds
 Expected  SELU: both starts end at mean 0, variance 1; ReLU with 2/n stays at 0.25 and at 4 but for the chance of a
           finite width; ReLU with 1/n falls by 2 a layer; cos ends at 0.739085
-Measured  nothing yet
+Measured  second moments 0.25 and 4, after 30 layers, geometric mean and range of n = 10 nets: SELU 0.98 (0.97 to 1) and
+          0.99 (0.97 to 1), predicted 1 and 1 (mean within 0.002 of 0, slope of the map at 1 0.78); ReLU with 2/n 0.17
+          (0.079 to 0.48) and 2.8 (1.3 to 7.7), predicted 0.25 and 4; ReLU with 1/n 1.6e-10 (7.4e-11 to 4.5e-10) and
+          2.6e-09 (1.2e-09 to 7.1e-09), predicted 2.3e-10 and 3.7e-09; tanh with 1/n 0.015 (0.014 to 0.017) and 0.017
+          (0.016 to 0.018), predicted 0.016 and 0.018; cos ends at 0.739085
 """
 
 import math

@@ -11,7 +11,9 @@ Recipe    untrained 3x3 convolutions with ReLU, 4 channels; the gradient of the 
 Cost      3 minutes
 Expected  6 layers: 13 plain, 127 with stride 2 or dilations 1, 2, 4, ..., measured alike; effective size by about the
           power 0.5 of the depth, theoretical by 1
-Measured  nothing yet
+Measured  n = 3 seeds: the measured size is the theoretical one in 54 of 54 cases; after 6 layers 13 (plain), 127
+          (stride 2), 127 (dilation 1, 2, 4, ...); effective size of plain stacks, 5 to 40 layers: 10.0 to 25.3 of 11 to
+          81, by the power 0.45 of the depth (0.44 to 0.46)
 """
 
 from dataclasses import dataclass
