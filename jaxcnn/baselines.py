@@ -3,6 +3,7 @@
 `BASELINES[name]().fit(images, labels)` gives a `Fitted`, whose scores the networks' own evaluation judges. Local
 descriptors are scikit-image's DAISY (Tola et al. 2010), 17 histograms of 8 gradient directions around a point, where
 the papers have SIFT's 16 of 8, on a dense grid at 3 scales. The same data and seed give the same result.
+The defaults that no paper gives did best on held-out training images of the digits, MNIST and Fashion-MNIST.
 """
 
 from abc import ABC, abstractmethod
