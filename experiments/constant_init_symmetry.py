@@ -5,7 +5,7 @@
 Claim     units of a layer with the same weights get the same gradients, so that training keeps them identical: a layer
           that starts constant is worth one unit; with all zeros a ReLU net's hidden gradients are exactly 0; random
           weights break the symmetry, and random weights in the output layer alone free the layer below it, no other
-Source    row A4 of the curriculum that this project covers
+Source    Goodfellow, Bengio & Courville 2016, Deep Learning, section 8.4
 Data      the embedded digits, 8x8, standardised
 Recipe    two hidden ReLU layers of 32 units, SGD with momentum 0.9, batch 64, 600 steps; the learning rate is for each
           way the best of four by the test accuracy of one further seed; a difference is the largest one between a
