@@ -13,7 +13,11 @@ Recipe    each seed draws white noise, an image and kernels of N(0, 1); the syst
 Cost      seconds
 Expected  the box 9x9 lets through 1/9 of the noise, the Gaussian of s = 3 about 1/(2 s sqrt(pi)) = 0.094, [-1 1] the
           1.41 fold; errors of rounding size, but for the controls
-Measured  nothing yet
+Measured  n = 5 seeds: white noise comes through by 0.113 (box 9x9), 0.264 (box 1x15), 0.264 (box 15x1), 0.096
+          (Gaussian, s = 3), 2.847 (sharpening), 1.412 ([-1 1]), 1.414 ([-1 1] transposed), within 2.5% of ||k||; 3x3 on
+          16x16 is a matrix 196 x 256 with 3.5% nonzero and 9 different weights, error 6e-08; convolution commutes
+          within 1e-07, correlation is off by 1.4 or more; a cascade of three filters is convolution with its impulse
+          response within 2e-07, the maximum is not (6.8)
 """
 
 from dataclasses import dataclass

@@ -11,7 +11,11 @@ Recipe    three 3x3 convolutions with ReLU, 8 channels, Kaiming weights, untrain
           mean of its four rotations; dense: 1,024 to 1,024 units; error: ||T(f(x)) - f(T(x))|| / ||f(T(x))||
 Cost      seconds
 Expected  1e-6 or less for convolutions under translation, and for symmetric ones under rotation; above 0.1 elsewhere
-Measured  nothing yet
+Measured  n = 5 seeds, mean error and range; translation: convolutions 0 (0 to 0), dense 1.2 (1.2 to 1.2); rotation:
+          convolutions 0.73 (0.53 to 0.92), symmetric ones 1.4e-07 (1.3e-07 to 1.5e-07); scaling: convolutions 0.52
+          (0.35 to 0.79); change of the output by a shift of 1 pixel: 0.59 (no pooling), 0.35 (max pooling 2x2), 0.21
+          (max pooling 4x4), 0.16 (max pooling 8x8), 6.5e-08 (global average); of the global average by a rotation:
+          0.075
 """
 
 from collections.abc import Callable

@@ -11,7 +11,10 @@ Recipe    1,000 points to train, 2,000 to test, Adam, batch 100, 2,000 steps; po
           the seeds' mean accuracy on a validation set
 Cost      3 minutes
 Expected  linear near 0.5; polar features and the ReLU layer above 0.95 on all three
-Measured  nothing yet
+Measured  test accuracy, mean and range of n = 5 seeds; quadrants: linear 0.518 (0.516 to 0.520), polar features 0.997
+          (0.997 to 0.998), ReLU layer 0.995 (0.995 to 0.996); ring: linear 0.504 (0.503 to 0.505), polar features 0.968
+          (0.965 to 0.969), ReLU layer 0.973 (0.971 to 0.976); three modes: linear 0.456 (0.454 to 0.458), polar
+          features 0.980 (0.980 to 0.981), ReLU layer 0.977 (0.976 to 0.979)
 """
 
 from collections.abc import Sequence

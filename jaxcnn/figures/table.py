@@ -48,11 +48,11 @@ def with_measured(source: str, sentence: str) -> str:
 
 
 def readme(directory: Path) -> str:
-    """experiments/README.md: every figure with its picture, in the order of `results`; then the other experiments."""
+    """experiments/README.md: every figure that has a result, with its picture; then the other experiments."""
     results = {path.stem: json.loads(path.read_text()) for path in sorted((directory / "results").glob("*.json"))}
     sheets = {path.stem: path.read_text() for path in sorted(directory.glob("*.py"))}
     rows = [_row(name, sheet(sheets[name], name=name), result) for name, result in results.items()]
-    others = [f"- `{name}.py`: {_title(source)}" for name, source in sheets.items() if "run_figure(" not in source]
+    others = [f"- `{name}.py`: {_title(source)}" for name, source in sheets.items() if name not in results]
     return (
         "# Experiments\n\n"
         "Each figure is one command on 2 CPU cores; `--full` is the paper's scale, where a file has one. Numbers,\n"
