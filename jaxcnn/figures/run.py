@@ -83,18 +83,20 @@ def _run(
 
         bench, begun = Bench(data_dir=launch.data_dir, smoke=launch.smoke), time.monotonic()
         result = plain(measure(settings, bench))
-        seconds, sentence = time.monotonic() - begun, say(result)
+        seconds = time.monotonic() - begun
         output.mkdir(parents=True, exist_ok=True)
         values = {
             "figure": file.stem,
             "settings": plain(vars(settings)),
-            "measured": sentence,
+            "measured": "",
             "seconds": round(seconds),
             "environment": environment(data=bench.digests, beside=file),
             "result": result,
         }
-        _picture(result, draw, output / f"{file.stem}.png")
+        _write(written, values)  # first: a sentence or a picture that fails loses nothing
+        values["measured"] = sentence = say(result)
         _write(written, values)
+        _picture(result, draw, output / f"{file.stem}.png")
         print(f"{sentence}\n{seconds:.0f} s; {output}")
     return 0
 
