@@ -12,7 +12,7 @@ Recipe    eight 3x3 convolutions in two stages (16, 32 channels; --full: three s
           baseline's rate is the one of four at which it has the least training loss at the end, with a seed of its
           own, and all other rates are multiples of it. Steps: the first evaluation at or above the best one of the
           baseline with the same seed
-Cost      minutes
+Cost      8 minutes
 Expected  fewer steps with BatchNorm at the baseline's rate in every seed; BatchNorm with sigmoids learns. At 5 and 30
           times the rate the advantage depends on what bounds the baseline's rate: here it is the best of its grid,
           which the noise of small batches bounds too

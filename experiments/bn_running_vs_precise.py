@@ -13,7 +13,7 @@ Recipe    four 3x3 convolutions (16, 32, 32, 32) with BatchNorm; SGD with moment
           of 4,000 training images, layer by layer as the network itself sees them in the test (exact), or in one pass
           of batches of 256 normalised each by itself (one pass). Shift: |mean of the data - running mean| in standard
           deviations, mean over channels and norms
-Cost      minutes
+Cost      4 minutes
 Expected  a loss of accuracy by running averages that is large after few steps, the larger the momentum, and small at
           the end with 0.9; the two kinds of precise statistics alike
 Measured  nothing yet

@@ -9,7 +9,7 @@ Data      Fashion-MNIST, standardised
 Recipe    hidden layers of 128 units, no dropout; SELU with LeCun's initial weights, ReLU with He's, and ReLU with He's
           and BatchNorm before it; SGD with momentum 0.9 at a constant rate, batch 128; for each way and depth the rate
           is the one of five that has the least training loss at the end, with a seed of its own
-Cost      minutes
+Cost      6 minutes
 Expected  SELU at 32 layers trains in every seed, with a lower training loss than BatchNorm and ReLU alone, and loses
           less accuracy by depth than both
 Measured  nothing yet
