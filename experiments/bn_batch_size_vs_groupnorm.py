@@ -17,6 +17,7 @@ Measured  nothing yet
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -78,14 +79,12 @@ def measure(settings: Settings, bench: Bench) -> dict[str, Any]:
 
 
 def _case(settings: Settings, bench: Bench, norm: str, n: int) -> dict[str, Any]:
-    rates = [rate * n / 32 for rate in settings.rates]
-    trials = [_train(settings, bench, norm, n, rate, [settings.seeds]) for rate in rates]
-    last = [float(trial.curve("loss")[1][-1, 0]) for trial in trials]
-    best = int(np.argmin(np.nan_to_num(last, nan=np.inf)))
-    found = _train(settings, bench, norm, n, rates[best], range(settings.seeds))
+    train = partial(_train, settings, bench, norm, n)
+    rate, _ = bench.best_rate(train, [rate * n / 32 for rate in settings.rates], seed=settings.seeds)
+    found = train(rate, range(settings.seeds))
     steps, accuracy = found.curve("accuracy")
     return {
-        "rate": settings.rates[best],  # times n / 32
+        "rate": rate * 32 / n,
         "error": 100 * (1 - found.test["accuracy"]),
         "training": band(steps * settings.workers * n / 1000, 100 * (1 - accuracy)),
         "training_end": 100 * (1 - accuracy[-1]),

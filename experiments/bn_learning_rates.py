@@ -20,6 +20,7 @@ Measured  nothing yet
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,13 +61,13 @@ BASE = "no norm"
 
 
 def measure(settings: Settings, bench: Bench) -> dict[str, Any]:
-    trials = [_train(settings, bench, "none", "relu", rate, [settings.seeds]) for rate in settings.rates]
-    last = [float(trial.curve("loss")[1][-1, 0]) for trial in trials]
-    rate = settings.rates[int(np.argmin(np.nan_to_num(last, nan=np.inf)))]
+    rate, losses = bench.best_rate(
+        partial(_train, settings, bench, "none", "relu"), settings.rates, seed=settings.seeds
+    )
     result: dict[str, Any] = {
         "seeds": list(range(settings.seeds)),
         "rate": rate,
-        "trial_loss": dict(zip(settings.rates, last, strict=True)),
+        "trial_loss": losses,
         "ways": {},
     }
     best = np.zeros(settings.seeds)

@@ -19,6 +19,7 @@ Measured  nothing yet
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,15 +59,13 @@ def measure(settings: Settings, bench: Bench) -> dict[str, Any]:
 
 
 def _case(settings: Settings, bench: Bench, depth: int, init: str) -> dict[str, Any]:
-    several = settings.rates if len(settings.rates) > 1 else ()
-    trials = [_train(settings, bench, depth, init, rate, [settings.seeds]) for rate in several]
-    last = [float(trial.curve("loss")[1][-1, 0]) for trial in trials] or [0.0]
-    rate = settings.rates[int(np.argmin(np.nan_to_num(last, nan=np.inf)))]
-    found = _train(settings, bench, depth, init, rate, range(settings.seeds))
+    train = partial(_train, settings, bench, depth, init)
+    rate, losses = bench.best_rate(train, settings.rates, seed=settings.seeds)
+    found = train(rate, range(settings.seeds))
     steps, accuracy = found.curve("accuracy")
     return {
         "rate": rate,
-        "trial_accuracy": [float(trial.curve("accuracy")[1][-1, 0]) for trial in trials],
+        "trial_loss": losses,
         "error": band(steps, 100 * (1 - accuracy)),
         "train_accuracy": accuracy[-1],
         "test_accuracy": found.test["accuracy"],
@@ -99,10 +98,8 @@ def say(result: dict[str, Any]) -> str:
                 reached = f"at 50 % training error after {np.mean(half):.0f} steps ({min(half)} to {max(half)})"
                 reached += "" if len(half) == len(case["half"]) else f" in {len(half)} of them"
             else:
-                tried = sum(one is not None and one >= CHANCE for one in case["trial_accuracy"])
-                reached = (
-                    f"never at 50 % training error, above chance at {tried} of {len(case['trial_accuracy'])} rates"
-                )
+                least = min((loss for loss in case["trial_loss"] if loss is not None), default=float("nan"))
+                reached = f"never at 50 % training error (least loss of {len(case['trial_loss'])} rates {least:.2f})"
             test = 100 * np.array(case["test_accuracy"], float)
             each.append(
                 f"{name} {reached}, at chance in {stuck} of {len(result['seeds'])}, test accuracy {test.mean():.1f} %"

@@ -16,6 +16,7 @@ Measured  nothing yet
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -82,14 +83,13 @@ def measure(settings: Settings, bench: Bench) -> dict[str, Any]:
 
 
 def _case(settings: Settings, bench: Bench, way: str, depth: int) -> dict[str, Any]:
-    trials = [_train(settings, bench, way, depth, rate, [settings.seeds]) for rate in settings.rates]
-    last = [float(trial.curve("loss")[1][-1, 0]) for trial in trials]
-    rate = settings.rates[int(np.argmin(np.nan_to_num(last, nan=np.inf)))]
-    found = _train(settings, bench, way, depth, rate, range(settings.seeds))
+    train = partial(_train, settings, bench, way, depth)
+    rate, losses = bench.best_rate(train, settings.rates, seed=settings.seeds)
+    found = train(rate, range(settings.seeds))
     steps, loss = found.curve("loss")
     return {
         "rate": rate,
-        "trial_loss": last,
+        "trial_loss": losses,
         "loss": band(steps, loss),
         "end": loss[-1],
         "accuracy": 100 * found.test["accuracy"],

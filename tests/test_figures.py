@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxcnn.config import Data, Experiment, Model, Optim, Train
 from jaxcnn.errors import InputError
-from jaxcnn.figures import table
+from jaxcnn.figures import Bench, table
 from jaxcnn.figures.run import plain
 from jaxcnn.plots import band, bands, dots
+from jaxcnn.seeds import SeedsResult
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = ROOT / "experiments"
@@ -106,6 +108,29 @@ def test_a_figure_from_its_command_to_its_files(tmp_path):
     picture.unlink()
     assert run(str(file), "--draw").returncode == 0
     assert picture.exists()
+
+
+def test_the_best_rate_is_that_of_least_loss_and_nan_never_wins():
+    bench = Bench(data_dir=None, smoke=True)
+    asked = []
+
+    def train(rate: float, seeds: list[int]) -> SeedsResult:
+        asked.append((rate, seeds))
+        experiment = Experiment(
+            model=Model("linear"),
+            data=Data("digits", batch_size=32, image_size=(8, 8)),
+            optim=Optim("sgd", learning_rate=rate),
+            train=Train(steps=10),
+        )
+        return bench.train(experiment, seeds=seeds, test=50, quiet=True)
+
+    best, losses = bench.best_rate(train, [1e-6, 1e-2, 1e30], seed=7)
+    assert best == 1e-2
+    assert losses[1] < losses[0]
+    assert not losses[2] < losses[0]
+    assert asked == [(1e-6, [7]), (1e-2, [7]), (1e30, [7])]
+    assert bench.best_rate(train, [0.5], seed=7) == (0.5, [])
+    assert len(asked) == 3
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Where figures are measured: data sets by name, and a configuration trained over seeds."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,19 @@ class Bench:
         known = {**build.seeds_options(experiment, made, fitted, data), "metrics": EVALUATED}
         arrays = (data.train.images, data.train.labels)
         return fit_seeds(made.net, arrays, test=(data.test.images, data.test.labels), seeds=seeds, **(known | options))
+
+    def best_rate(
+        self, train: Callable[[float, Sequence[int]], SeedsResult], rates: Sequence[float], *, seed: int
+    ) -> tuple[float, list[float]]:
+        """The learning rate of least training loss at the end of a trial with `seed`, and every rate's loss, in nats.
+
+        `train(rate, seeds)` trains; every way that a figure compares gets its rate by the same rule, and a seed that
+        the comparison has not. A loss that is not finite never wins; one rate needs no trial.
+        """
+        if len(rates) == 1:
+            return rates[0], []
+        losses = [float(train(rate, [seed]).curve("loss")[1][-1, 0]) for rate in rates]
+        return rates[int(np.argmin(np.nan_to_num(losses, nan=np.inf)))], losses
 
 
 def _some(split: Split, n: int | None) -> Split:
