@@ -10,7 +10,11 @@ Recipe    counts are exact; for images small enough both are computed and compar
 Cost      half a minute
 Expected  dense: H W H (W - 1) weights, twice as many FLOP; convolution: 3 H (W - 1) operations, counted as two products
           and a sum; both give the same edges
-Measured  nothing yet
+Measured  224x224: dense 2,506,391,552 weights and 5,012,783,104 FLOP, convolution 2 weights and 149,856 operations;
+          edges on 5 sizes up to 64x64 differ by at most 0 (n = 5 batches of N(0, 1)); one batch of 16 at 64x64: 5.3 ms
+          dense, 0.46 ms convolution, and at 8x8 0.014 and 0.028 ms; also 3,072 weights for a unit on CIFAR-10;
+          3,145,728 weights for a unit on 1024x1024x3; 1,000,000,000 weights for 1,000 units on 1000x1000; 76 weights
+          for a 5x5x3 filter, with bias
 """
 
 import time

@@ -10,7 +10,10 @@ Recipe    f(x) = W2 tanh(W1 x) with 256 units; n inputs to 16 outputs, and 16 in
           N(0, 1)
 Cost      half a minute
 Expected  operations over those of f: 3 or less for jvp, vjp and hvp; about n for jacfwd, m for jacrev
-Measured  nothing yet
+Measured  operations, and time in brackets, over those of f, with 16 on the other side; n = 1024: jvp 1.99 (1.5), vjp
+          1.99 (1.4), hvp 2.97 (2), jacfwd 1.03e+03 (1.6e+02), jacrev 17 (5.9); m = 1024: jvp 1.02 (0.92), vjp 1.02
+          (0.94), hvp 1.04 (1), jacfwd 16 (7), jacrev 1.03e+03 (1.3e+02); the modes' Jacobians and products agree within
+          4e-07 of the largest entry (n = 5 nets and inputs)
 """
 
 from dataclasses import dataclass

@@ -15,7 +15,11 @@ Recipe    21 or 29 dense ReLU layers of 32 units and an output (--full: he22 and
 Cost      minutes
 Expected  at 22 layers 2/n reaches 50 % training error sooner; at 30 layers 2/n learns and 1/n is at chance, in 5 of 5
           seeds: it shrinks the signal by sqrt(2) a layer, to 2^-14.5 = 4e-5 of its size
-Measured  nothing yet
+Measured  n = 5 seeds, 1000 steps; 22 layers: 2/n at 50 % training error after 195 steps (175 to 225), at chance in 0 of
+          5, test accuracy 91.1 %; 1/n at 50 % training error after 560 steps (425 to 700), at chance in 0 of 5, test
+          accuracy 64.6 %. 30 layers: 2/n at 50 % training error after 305 steps (250 to 400), at chance in 0 of 5, test
+          accuracy 88.5 %; 1/n never at 50 % training error (least loss of 4 rates 2.30), at chance in 5 of 5, test
+          accuracy 11.3 %
 """
 
 from dataclasses import dataclass
