@@ -32,7 +32,7 @@ import optax
 
 from jaxcnn.analysis.batchnorm import recalibrate
 from jaxcnn.config import Data, Experiment, Model, Optim, Train
-from jaxcnn.data import order, preprocess
+from jaxcnn.data import order
 from jaxcnn.figures import Bench, run_figure
 from jaxcnn.layers.conv import Conv
 from jaxcnn.layers.norm import BatchNorm
@@ -122,7 +122,8 @@ def measure(settings: Settings, bench: Bench) -> dict[str, Any]:
     )
     seeds = range(settings.seeds)
     runs = {name: bench.train(experiment, seeds=seeds, module=VARIANTS[name], quiet=True) for name in settings.variants}
-    images, _, test, labels = _arrays(bench, experiment)
+    data = bench.prepared(experiment)
+    images, test, labels = data.train.images, data.test.images, data.test.labels
     spreads, statistics, invariance = [], [], []
     for seed in seeds:
         variables = jax.tree.map(lambda leaf, seed=seed: leaf[seed], runs[BASE].variables)
@@ -146,14 +147,6 @@ def measure(settings: Settings, bench: Bench) -> dict[str, Any]:
         "unit_steps": _moments(settings),
         "wander": wander,
     }
-
-
-def _arrays(bench: Bench, experiment: Experiment) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Preprocessed training images and their labels, test images and theirs."""
-    data = bench.splits(experiment)
-    prepare = preprocess.fit(experiment.data.preprocessing, data.train.images)
-    train, test = (np.asarray(prepare(preprocess.to_float(part.images))) for part in (data.train, data.test))
-    return train, data.train.labels, test, data.test.labels
 
 
 @jax.jit
@@ -221,8 +214,8 @@ def _moments(settings: Settings) -> np.ndarray:
 def _inputs(settings: Settings, bench: Bench, *, norm: bool, seed: int) -> np.ndarray:
     """Percentiles of the inputs of the last sigmoid over 1,000 test images, (moments, percentiles, units)."""
     experiment = Experiment(model=Model("mlp"), data=Data("mnist"), train=Train(steps=settings.sigmoid_steps))
-    images, labels, test, _ = _arrays(bench, experiment)
-    images, labels, test = jnp.asarray(images), jnp.asarray(labels), jnp.asarray(test[:1000])
+    data = bench.prepared(experiment)
+    images, labels, test = map(jnp.asarray, (data.train.images, data.train.labels, data.test.images[:1000]))
     net, optimizer = Sigmoids(norm), optax.sgd(0.1)
     at = _moments(settings)
     rows = [order.indices(i, examples=len(images), batch_size=60, seed=seed) for i in range(at[-1])]

@@ -28,14 +28,14 @@ import numpy as np
 
 from jaxcnn.analysis.batchnorm import drift, recalibrate
 from jaxcnn.config import Data, Experiment, Model, Optim, Train
-from jaxcnn.data import preprocess
 from jaxcnn.figures import Bench, run_figure
+from jaxcnn.figures.bench import accuracy_on
 from jaxcnn.layers.conv import Conv
 from jaxcnn.layers.norm import BatchNorm
 from jaxcnn.layers.pool import global_avg_pool, max_pool
 from jaxcnn.plots import band, bands
 from jaxcnn.spread import spread
-from jaxcnn.types import Array, ArrayLike, PyTree
+from jaxcnn.types import Array
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,8 @@ def measure(settings: Settings, bench: Bench) -> dict[str, Any]:
     ratio: dict[str, list[Any]] = {name: [] for name in running}
     for steps in settings.steps:
         experiment = _experiment(settings.data, steps)
-        data = bench.splits(experiment)
-        prepare = preprocess.fit(experiment.data.preprocessing, data.train.images)
-        images = np.asarray(prepare(preprocess.to_float(data.train.images[: settings.measured])))
-        test = np.asarray(prepare(preprocess.to_float(data.test.images)))
+        data = bench.prepared(experiment)
+        images = data.train.images[: settings.measured]
         for name, momentum in running.items():
             net = Net(momentum)
             found = bench.train(experiment, seeds=range(settings.seeds), module=net, quiet=True)
@@ -90,7 +88,7 @@ def measure(settings: Settings, bench: Bench) -> dict[str, Any]:
             if momentum == settings.momenta[0]:
                 for kind, mode in PRECISE.items():
                     new = [recalibrate(net, variables, images, mode=mode).variables for variables in each]
-                    values = [_accuracy(net, variables, test, data.test.labels) for variables in new]
+                    values = [100 * accuracy_on(net, variables, data.test) for variables in new]
                     accuracy[kind].append(values)
     return {
         "seeds": list(range(settings.seeds)),
@@ -109,11 +107,6 @@ def _experiment(data: str, steps: int) -> Experiment:
         optim=Optim("sgd", learning_rate=0.1, options={"momentum": 0.9}),
         train=Train(steps=steps, log_every=steps),
     )
-
-
-def _accuracy(net: nn.Module, variables: PyTree, images: ArrayLike, labels: np.ndarray) -> float:
-    logits = jax.jit(lambda x: net.apply(variables, x, train=False))(images)
-    return 100 * float((np.argmax(logits, -1) == labels).mean())
 
 
 def say(result: dict[str, Any]) -> str:

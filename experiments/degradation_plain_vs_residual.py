@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from jaxcnn import models
-from jaxcnn.config import Data, Experiment, Model, Optim, Train
 from jaxcnn.figures import Bench, run_figure
-from jaxcnn.plots import BLACK, band, bands, dots
+from jaxcnn.figures.recipes import errors, residual
+from jaxcnn.plots import BLACK, bands, dots
 from jaxcnn.spread import spread
 
 
@@ -52,31 +52,15 @@ def measure(settings: Settings, bench: Bench) -> dict[str, Any]:
 
 
 def _case(settings: Settings, bench: Bench, depth: int, shortcut: str) -> dict[str, Any]:
-    experiment = Experiment(
-        name=f"depth{depth}",
-        model=Model("cifar_resnet20"),
-        data=Data(
-            "cifar10",
-            batch_size=settings.batch_size,
-            image_size=settings.image_size,
-            crop_padding=settings.image_size[0] // 8,
-            flip=True,
-        ),
-        optim=Optim(
-            "sgd", learning_rate=0.1, schedule="steps", warmup=WARMUP, weight_decay=1e-4, options={"momentum": 0.9}
-        ),
-        train=Train(steps=settings.steps, log_every=max(1, settings.steps // LOGGED)),
+    experiment = residual(
+        image_size=settings.image_size,
+        batch_size=settings.batch_size,
+        steps=settings.steps,
+        logged=LOGGED,
+        warmup=WARMUP,
     )
     net = models.create("cifar_resnet20", depth=depth, width=settings.width, shortcut=shortcut)
-    found = bench.train(experiment, seeds=range(settings.seeds), module=net)
-    steps, accuracy = found.curve("accuracy")
-    error = 100 * (1 - accuracy)
-    return {
-        "curve": band(steps, error),
-        "training_error": error[-max(1, len(error) // 10) :].mean(0),
-        "test_error": 100 * (1 - found.test["accuracy"]),
-        "skipped": found.skipped,
-    }
+    return errors(bench.train(experiment, seeds=range(settings.seeds), module=net))
 
 
 def gaps(result: dict[str, Any], kind: str, error: str) -> np.ndarray:

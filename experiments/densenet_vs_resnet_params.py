@@ -25,8 +25,8 @@ import numpy as np
 
 from jaxcnn import models
 from jaxcnn.analysis.network import summary
-from jaxcnn.config import Data, Experiment, Model, Optim, Train
 from jaxcnn.figures import Bench, run_figure
+from jaxcnn.figures.recipes import residual
 from jaxcnn.plots import COLOURS, LINES
 from jaxcnn.spread import Spread, spread
 
@@ -63,25 +63,7 @@ def measure(settings: Settings, bench: Bench) -> dict[str, Any]:
 
 
 def _case(settings: Settings, bench: Bench, net: nn.Module) -> dict[str, Any]:
-    experiment = Experiment(
-        name="parameters",
-        model=Model("cifar_resnet20"),
-        data=Data(
-            "cifar10",
-            batch_size=64,
-            image_size=settings.image_size,
-            crop_padding=settings.image_size[0] // 8,
-            flip=True,
-        ),
-        optim=Optim(
-            "sgd",
-            learning_rate=0.1,
-            schedule="steps",
-            weight_decay=1e-4,
-            options={"momentum": 0.9, "nesterov": True},
-        ),
-        train=Train(steps=settings.steps, log_every=max(1, settings.steps // 10)),
-    )
+    experiment = residual(image_size=settings.image_size, batch_size=64, steps=settings.steps, logged=10, nesterov=True)
     found = bench.train(experiment, seeds=range(settings.seeds), module=net)
     cost = summary(net, input=(*settings.image_size, 3))
     return {

@@ -28,15 +28,15 @@ import numpy as np
 
 from jaxcnn.analysis.batchnorm import drift, recalibrate
 from jaxcnn.config import Data, Experiment, Model, Optim, Train
-from jaxcnn.data import preprocess
 from jaxcnn.figures import Bench, run_figure
+from jaxcnn.figures.bench import accuracy_on
 from jaxcnn.layers.conv import Conv
 from jaxcnn.layers.dropout import Dropout, UniformDropout
 from jaxcnn.layers.norm import BatchNorm
 from jaxcnn.layers.pool import global_avg_pool, max_pool
 from jaxcnn.plots import BLACK, BLUE, COLOURS, LINES, ORANGE
 from jaxcnn.spread import spread
-from jaxcnn.types import Array, ArrayLike, PyTree
+from jaxcnn.types import Array
 
 
 @dataclass(frozen=True)
@@ -119,27 +119,20 @@ def _way(settings: Settings, bench: Bench, way: str) -> dict[str, Any]:
     )
     net = Net(way, settings.rate, settings.beta)
     found = bench.train(experiment, seeds=range(settings.seeds), module=net, quiet=True)
-    data = bench.splits(experiment)
-    prepare = preprocess.fit(experiment.data.preprocessing, data.train.images)
-    images = np.asarray(prepare(preprocess.to_float(data.train.images[: settings.measured])))
-    test = np.asarray(prepare(preprocess.to_float(data.test.images)))
+    data = bench.prepared(experiment)
+    images = data.train.images[: settings.measured]
     ratios, recalibrated = [], []
     for seed in range(settings.seeds):
         variables = jax.tree.map(lambda leaf, seed=seed: leaf[seed], found.variables)
         ratios.append([one.ratio for one in drift(net, variables, images)])
         again = recalibrate(net, variables, images, mode="exact").variables
-        recalibrated.append(_accuracy(net, again, test, data.test.labels))
+        recalibrated.append(accuracy_on(net, again, data.test))
     return {
         "ratio": np.transpose(ratios),  # (norms, seeds)
         "accuracy": found.test["accuracy"],
         "recalibrated": recalibrated,
         "train_loss": found.curve("loss")[1][-1],
     }
-
-
-def _accuracy(net: nn.Module, variables: PyTree, images: ArrayLike, labels: np.ndarray) -> float:
-    logits = jax.jit(lambda x: net.apply(variables, x, train=False))(images)
-    return float((np.argmax(logits, -1) == labels).mean())
 
 
 def say(result: dict[str, Any]) -> str:

@@ -24,9 +24,9 @@ import flax.linen as nn
 import numpy as np
 
 from jaxcnn import models
-from jaxcnn.config import Data, Experiment, Model, Optim, Train
 from jaxcnn.figures import Bench, run_figure
-from jaxcnn.plots import band, bands, dots
+from jaxcnn.figures.recipes import errors, residual
+from jaxcnn.plots import bands, dots
 from jaxcnn.spread import Spread, spread
 
 
@@ -61,30 +61,15 @@ def measure(settings: Settings, bench: Bench) -> dict[str, Any]:
 
 
 def _case(settings: Settings, bench: Bench, depth: int, kind: str) -> dict[str, Any]:
-    experiment = Experiment(
-        name=f"depth{depth}",
-        model=Model("cifar_resnet20"),
-        data=Data(
-            "cifar10",
-            batch_size=settings.batch_size,
-            image_size=settings.image_size,
-            crop_padding=settings.image_size[0] // 8,
-            flip=True,
-        ),
-        optim=Optim(
-            "sgd", learning_rate=0.1, schedule="steps", warmup=0.05, weight_decay=1e-4, options={"momentum": 0.9}
-        ),
-        train=Train(steps=settings.steps, log_every=max(1, settings.steps // LOGGED)),
+    experiment = residual(
+        image_size=settings.image_size,
+        batch_size=settings.batch_size,
+        steps=settings.steps,
+        logged=LOGGED,
+        warmup=0.05,
     )
-    found = bench.train(experiment, seeds=range(settings.seeds), module=net(kind, depth=depth, width=settings.width))
-    steps, accuracy = found.curve("accuracy")
-    error = 100 * (1 - accuracy)
-    return {
-        "curve": band(steps, error),
-        "training_error": error[-max(1, len(error) // 10) :].mean(0),
-        "test_error": 100 * (1 - found.test["accuracy"]),
-        "skipped": found.skipped,
-    }
+    module = net(kind, depth=depth, width=settings.width)
+    return errors(bench.train(experiment, seeds=range(settings.seeds), module=module))
 
 
 def less(cases: dict[str, Any], kind: str) -> Spread:

@@ -31,6 +31,21 @@ def float64():
         yield
 
 
+@pytest.fixture(scope="module")
+def own_caches(tmp_path_factory):
+    """Compile cache, data directory and XLA flags of a module's tests alone, which run commands."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", "jax_enable_x64")
+    before = {name: getattr(jax.config, name) for name in names}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("xla")))
+        patch.setenv("JAXCNN_DATA", str(tmp_path_factory.mktemp("data")))
+        patch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
+        patch.setenv("COLUMNS", "200")
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
 @pytest.fixture
 def server(monkeypatch):
     """A `server.Server` that downloads may be made from."""

@@ -1,11 +1,8 @@
 """`jaxcnn bn` on finished runs: what it prints, what it writes, and that the run stays as it is."""
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -21,18 +18,7 @@ DATA = ("--data.name", "light")
 NORMS = ["bn1", "bn2"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_caches(tmp_path_factory) -> Iterator[None]:
-    """Compile cache, data directory and XLA flags of this session alone."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", "jax_enable_x64")
-    before = {name: getattr(jax.config, name) for name in names}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("xla")))
-        patch.setenv("JAXCNN_DATA", str(tmp_path_factory.mktemp("data")))
-        patch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+pytestmark = pytest.mark.usefixtures("own_caches")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -29,19 +28,7 @@ SHORT = [*TINY, "--train.steps", "10"]
 LONG = [*TINY, "--train.steps", "60", "--optim.learning-rate", "0.02", "--train.checkpoint-every", "25"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_caches(tmp_path_factory) -> Iterator[None]:
-    """Compile cache, data directory and XLA flags of this session alone."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", "jax_enable_x64")
-    before = {name: getattr(jax.config, name) for name in names}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("xla")))
-        patch.setenv("JAXCNN_DATA", str(tmp_path_factory.mktemp("data")))
-        patch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
-        patch.setenv("COLUMNS", "200")
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+pytestmark = pytest.mark.usefixtures("own_caches")
 
 
 def jaxcnn(*args: str | Path) -> int:

@@ -2,16 +2,13 @@
 
 import dataclasses
 import json
-import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import pytest
 
 from jaxcnn import build, cli, config
@@ -26,18 +23,7 @@ TINY += ["--train.steps", "15", "--train.log-every", "5", "--train.eval-every", 
 SPACE = ["--space", "optim.learning-rate=log:1e-4:1", "optim.name=choice:adam,sgd"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_caches(tmp_path_factory) -> Iterator[None]:
-    """Compile cache, data directory and XLA flags of this session alone."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", "jax_enable_x64")
-    before = {name: getattr(jax.config, name) for name in names}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("xla")))
-        patch.setenv("JAXCNN_DATA", str(tmp_path_factory.mktemp("data")))
-        patch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+pytestmark = pytest.mark.usefixtures("own_caches")
 
 
 def run(runs: Path, *args: str, name: str = "s", trials: int = 2) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import jax
 import numpy as np
 
 from jaxcnn import build, config
@@ -14,6 +15,7 @@ from jaxcnn.data import preprocess
 from jaxcnn.data.dataset import Split
 from jaxcnn.metrics import CLASSIFICATION
 from jaxcnn.seeds import SeedsResult, fit_seeds
+from jaxcnn.types import PyTree
 
 EVALUATED = {"accuracy": CLASSIFICATION["accuracy"]}
 
@@ -37,6 +39,16 @@ class Bench:
         found = self._read[key]
         self.digests.update(found.digests)
         return dataclasses.replace(found, train=_some(found.train, train), test=_some(found.test, test))
+
+    def prepared(self, experiment: Experiment) -> build.Splits:
+        """The data of `splits` with float32 images, as a network sees them in evaluation."""
+        data = self.splits(experiment)
+        fitted = preprocess.fit(experiment.data.preprocessing, data.train.images)
+
+        def ready(split: Split) -> Split:
+            return dataclasses.replace(split, images=np.asarray(fitted(preprocess.to_float(split.images))))
+
+        return dataclasses.replace(data, train=ready(data.train), test=ready(data.test))
 
     def train(
         self,
@@ -73,6 +85,12 @@ class Bench:
             return rates[0], []
         losses = [float(train(rate, [seed]).curve("loss")[1][-1, 0]) for rate in rates]
         return rates[int(np.argmin(np.nan_to_num(losses, nan=np.inf)))], losses
+
+
+def accuracy_on(net: nn.Module, variables: PyTree, split: Split) -> float:
+    """The share of right answers on a split of `Bench.prepared`."""
+    logits = jax.jit(lambda x: net.apply(variables, x, train=False))(split.images)
+    return float((np.argmax(logits, -1) == split.labels).mean())
 
 
 def _some(split: Split, n: int | None) -> Split:
