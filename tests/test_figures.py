@@ -98,16 +98,22 @@ def test_a_figure_from_its_command_to_its_files(tmp_path):
     assert not (tmp_path / "results").exists()
     assert run(str(file), "--full").returncode == 2
     assert run(str(file), "--draw").returncode == 2
-    whole = run(str(file), "--seeds", "4")
+    whole = run(str(file))
     assert whole.returncode == 0, whole.stderr
     result = json.loads((tmp_path / "results" / "toy.json").read_text())
-    assert result["measured"] == "0.333, n = 4"
-    assert result["settings"] == {"seeds": 4}
-    assert result["result"] == {"seeds": [0, 1, 2, 3], "value": 0.333333}
+    assert result["measured"] == "0.333, n = 3"
+    assert result["settings"] == {"seeds": 3}
+    assert result["result"] == {"seeds": [0, 1, 2], "value": 0.333333}
     picture = tmp_path / "results" / "toy.png"
     picture.unlink()
     assert run(str(file), "--draw").returncode == 0
     assert picture.exists()
+    changed = run(str(file), "--seeds", "4")
+    assert changed.returncode == 2
+    assert "--output" in changed.stderr
+    assert run(str(file), "--seeds", "4", "--output", str(tmp_path / "mine")).returncode == 0
+    assert json.loads((tmp_path / "mine" / "toy.json").read_text())["measured"] == "0.333, n = 4"
+    assert json.loads((tmp_path / "results" / "toy.json").read_text()) == result
 
 
 def test_the_best_rate_is_that_of_least_loss_and_nan_never_wins():

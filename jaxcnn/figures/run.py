@@ -32,7 +32,8 @@ class Launch:
     draw: bool = False
     """Only draw the picture anew, from the JSON file."""
     output: Path | None = None
-    """Directory of NAME.json and NAME.png; by default `results` beside the experiment, and `results/full`."""
+    """Directory of NAME.json and NAME.png; by default `results` beside the experiment, and `results/full`. Needed
+    beside flags that change the settings."""
     data_dir: Path | None = None
     """Directory of local data sets; by default $JAXCNN_DATA or ~/.cache/jaxcnn/data."""
 
@@ -131,6 +132,10 @@ def _flags(file: Path, settings: Any, scales: Mapping[str, Mapping[str, Any] | N
             raise InputError(f"{file.stem} has no --{scale} scale: its default is the whole of it")
         settings = kind(**(vars(settings) | dict(scales[scale] or {})))
     flags = tyro.cli(Flags, default=Flags(Launch(), settings), prog=file.name, description="")
+    if flags.settings != settings and not (flags.launch.output or flags.launch.smoke):
+        raise InputError(
+            f"with settings of your own {file.stem} would overwrite the results of the file's own: add --output DIR"
+        )
     return flags.launch, flags.settings
 
 
