@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxcnn.alrao import alrao
 from jaxcnn.errors import InputError, unknown
 from jaxcnn.tree import path_pattern
 from jaxcnn.types import Array, PyTree
@@ -151,8 +152,8 @@ def _float() -> jnp.dtype:
 
 @functools.cache
 def optimizers() -> dict[str, Callable[..., optax.GradientTransformation]]:
-    """Every optimiser of Optax by name: its public functions of a learning rate that are whole optimisers."""
-    functions = inspect.getmembers(optax, inspect.isfunction)
+    """Optimisers by name: the public functions of Optax of a learning rate that are whole optimisers, and Alrao."""
+    functions = [*inspect.getmembers(optax, inspect.isfunction), ("alrao", alrao)]
     return {
         name: function
         for name, function in functions
@@ -171,14 +172,14 @@ def make_optimizer(
     rates: Mapping[str, float] | None = None,
     **options: Any,
 ) -> optax.GradientTransformation:
-    """The Optax optimiser `name`, with clipping before it and weight decay by parameter path.
+    """The optimiser `name` of `optimizers()`, with clipping before it and weight decay by parameter path.
 
     Weight decay applies to floating-point parameters in whose path, joined by "/", the regular expression
     `decay_mask` is found. Optimisers with a masked decay of their own (adamw, lamb, lion, lars, ...) get it,
     in the meaning it has there, and never Optax's default; for all others (sgd, adam, rmsprop, ...) it is L2,
     weight_decay * w added to the gradient, as in PyTorch. For plain SGD that is w <- (1 - tau) w with tau =
     rate * weight_decay; with momentum or Adam the two differ (Loshchilov & Hutter 2019).
-    `clip_norm` bounds the global norm of the gradient, before decay. `options` go to Optax as they are.
+    `clip_norm` bounds the global norm of the gradient, before decay. `options` go to the optimiser as they are.
 
     Parameters in whose path `freeze` is found never move and have no state; the norm that is clipped is that of the
     others. `rates` maps regular expressions to factors of the learning rate (of the whole update, decay included):
@@ -238,6 +239,8 @@ def _check_usable(name: str, factory: Callable[..., Any], options: Mapping[str, 
 
     try:
         jax.eval_shape(update, {"kernel": jax.ShapeDtypeStruct((2, 2), jnp.float32)})
+    except InputError:
+        raise
     except Exception as error:  # each optimiser fails in its own way
         raise InputError(
             f"optimizer {name!r} with options {dict(options)} failed on a trial update: {error}; expected one "
