@@ -181,15 +181,14 @@ def prepare_train(
     """Gathers, preprocesses and augments a training batch, inside the compiled step.
 
     Borders and erased squares are 0 after preprocessing, as in the papers. Rotations onto principal axes mix the
-    pixels, so there augmentation comes first, with the training split's mean in the borders.
+    pixels, and colours are changed in 0..1, so there augmentation comes first, with the training split's mean in the
+    borders.
     """
     data = experiment.data
-    settings = Augmentation(
-        crop_padding=data.crop_padding, flip=data.flip, cutout=data.cutout, mixup=data.mixup, cutmix=data.cutmix
-    )
+    settings = Augmentation(**{field.name: getattr(data, field.name) for field in dataclasses.fields(Augmentation)})
     finish = prepare_eval(experiment, preprocessing)
 
-    rotates = preprocessing.kind in ("pca", "whiten", "zca")
+    first = settings.needs_pixels or preprocessing.kind in ("pca", "whiten", "zca")
 
     def augmented(batch: Batch, key: Array, fill: ArrayLike) -> Batch:
         images, labels = augment(
@@ -199,7 +198,7 @@ def prepare_train(
 
     def prepare(batch: Batch, key: Array) -> Batch:
         batch = gather(batch)
-        if not rotates:
+        if not first:
             return augmented(finish(batch), key, jnp.zeros(batch["image"].shape[-1]))
         batch = {**batch, "image": preprocess.to_float(batch["image"])}
         return finish(augmented(batch, key, preprocessing.channel_mean))

@@ -47,6 +47,14 @@ class Data:
     """Random crop after padding by so many pixels."""
     flip: bool = False
     """Mirror left and right with probability 1/2."""
+    rotation: float = 0.0
+    """Largest angle in degrees of a rotation either way, drawn uniformly; up to 180."""
+    scaling: float = 0.0
+    """Magnify by a factor drawn uniformly from 1 - this to 1 + this, up to 0.9."""
+    color_jitter: float = 0.0
+    """Change brightness, contrast and saturation by factors drawn uniformly from 1 - this to 1 + this, up to 1."""
+    randaugment: tuple[int, int] | None = None
+    """RandAugment: the number of operations, and their magnitude from 0 to 30; None is off."""
     cutout: int = 0
     """Side in pixels of the erased square."""
     mixup: float = 0.0
@@ -58,7 +66,7 @@ class Data:
 @dataclass(frozen=True)
 class Optim:
     name: str = "sgd"
-    """Any Optax optimiser."""
+    """Any Optax optimiser, or alrao: a random learning rate for every unit."""
     learning_rate: float = 0.1
     """The schedule's peak."""
     schedule: str = "constant"
@@ -183,6 +191,15 @@ def validate(experiment: Experiment) -> Experiment:
     ]:
         if not 0 <= value < 1:
             raise InputError(f"{flag} {value} must be from 0 up to, but not including, 1")
+    for flag, value, high in [
+        ("--data.rotation", data.rotation, 180),
+        ("--data.scaling", data.scaling, 0.9),
+        ("--data.color-jitter", data.color_jitter, 1),
+    ]:
+        if not 0 <= value <= high:
+            raise InputError(f"{flag} {value} must be from 0 to {high}")
+    if data.randaugment is not None and not (data.randaugment[0] >= 1 and 0 <= data.randaugment[1] <= 30):
+        raise InputError(f"--data.randaugment {data.randaugment} must be 1 operation or more, and a magnitude 0 to 30")
     if experiment.init_replace and experiment.init_from is None:
         raise InputError(f"--init-replace {experiment.init_replace!r} belongs to --init-from: give both")
     if data.image_size is not None and min(data.image_size) < 1:

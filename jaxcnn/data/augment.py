@@ -1,4 +1,4 @@
-"""Augmentation on the device: padded crop, flip, cutout, mixup, cutmix.
+"""Augmentation on the device: padded crop, flip, rotation, scaling, colour jitter, RandAugment, cutout, mixup, cutmix.
 
 What happens to an example depends only on the key and on the example's index in the global batch, so the
 number of devices changes no bit. Hence `augment` wants the global batch under `jit`, sharded or not: under
@@ -14,6 +14,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxcnn.data import color
+from jaxcnn.data.randaugment import MAX_MAGNITUDE, OPERATIONS, randaugment
+from jaxcnn.data.warp import rotation, warp
 from jaxcnn.errors import InputError
 from jaxcnn.types import Array, ArrayLike
 
@@ -26,6 +29,14 @@ class Augmentation:
     """Pixels of border added on every side before a crop of the original size at a random place."""
     flip: bool = False
     """Mirror left and right with probability 1/2."""
+    rotation: float = 0.0
+    """Largest angle in degrees: uniform from minus to plus so much, about the centre."""
+    scaling: float = 0.0
+    """s of the magnification about the centre, uniform in [1 - s, 1 + s]."""
+    color_jitter: float = 0.0
+    """s of the factors of brightness, then contrast, then saturation, each uniform in [1 - s, 1 + s]."""
+    randaugment: tuple[int, int] | None = None
+    """(N, M): N operations of magnitude M, 0 to 30 (`jaxcnn.data.randaugment`)."""
     cutout: int = 0
     """Side of the square that is blanked, in pixels (DeVries & Taylor 2017)."""
     mixup: float = 0.0
@@ -44,11 +55,31 @@ class Augmentation:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise InputError(f"{name} is {value!r}: expected alpha, a number above 0, or 0 for off")
+        for name, high in (("rotation", 180), ("scaling", 0.9), ("color_jitter", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= high:
+                raise InputError(f"{name} is {value!r}: expected a number from 0, for off, to {high}")
+        if self.randaugment is not None and not _is_randaugment(self.randaugment):
+            raise InputError(
+                f"randaugment is {self.randaugment!r}: expected None for off, or two whole numbers (N, M), N operations"
+                f" of magnitude M, at least 1 and 0 to {MAX_MAGNITUDE}"
+            )
+
+    @property
+    def needs_pixels(self) -> bool:
+        """Whether `augment` wants images in 0..1."""
+        return self.color_jitter > 0 or self.randaugment is not None
 
     @property
     def soft_labels(self) -> bool:
         """Whether `augment` returns soft labels."""
         return self.mixup > 0 or self.cutmix > 0
+
+
+def _is_randaugment(value: object) -> bool:
+    if not (isinstance(value, tuple) and len(value) == 2 and all(type(part) is int for part in value)):
+        return False
+    return value[0] >= 1 and 0 <= value[1] <= MAX_MAGNITUDE
 
 
 class Augmented(NamedTuple):
@@ -65,10 +96,11 @@ def augment(
     num_classes: int,
     fill: ArrayLike,
 ) -> Augmented:
-    """Augment a whole batch: crop, flip, cutout, then mixup or cutmix; shape and dtype of images stay.
+    """Augment a whole batch: crop, flip, warp, colour jitter, RandAugment, cutout, then mixup or cutmix.
 
-    `images` (b, h, w, c) floating point, in any range, before normalisation; `fill` (c,), in the same range,
-    stands wherever crop and cutout leave nothing: the training mean makes it 0 after normalisation.
+    `images` (b, h, w, c) floating point, in any range, or, with colour jitter or RandAugment, in 0..1 with 1 or 3
+    channels, which stay in 0..1; shape and dtype stay. `fill` (c,), in the same range, stands wherever crop, warps and
+    cutout leave nothing: the training mean where normalisation follows, 0 where it came before.
     `labels` (b,) integers, returned as they are, or as float32 (b, k) that sum to 1 with mixup or cutmix.
     Example i is mixed with example i - 1 (the first with the last), each with its own lambda, where the
     papers' code draws one per batch; with both on, a fair coin chooses per example.
@@ -83,6 +115,10 @@ def augment(
         raise InputError(f"fill {fill.shape}: expected one value for each of {images.shape[3]} channels")
     if settings.crop_padding or settings.flip:
         images = _crop_and_flip(key, images, fill, settings)
+    if settings.needs_pixels and images.shape[3] not in (1, 3):
+        raise InputError(f"images of {images.shape[3]} channels: colour jitter and RandAugment want 1 or 3")
+    if settings.rotation or settings.scaling or settings.needs_pixels:
+        images = _warp_and_recolour(key, images, fill, settings)
     if settings.cutout:
         box = _box(_centres(key, "cutout", images.shape), settings.cutout, images.shape)
         images = jnp.where(box[..., None], fill[None, None, None], images)
@@ -112,6 +148,35 @@ def _crop_and_flip(key: Array, images: Array, fill: Array, settings: Augmentatio
     window = jax.vmap(lambda image, r, s: image.at[r[:, None], s[None]].get(mode="clip"))(images, rows, columns)
     inside = ((rows >= 0) & (rows < h))[:, :, None] & ((columns >= 0) & (columns < w))[:, None, :]
     return jnp.where(inside[..., None], window, fill[None, None, None])
+
+
+def _warp_and_recolour(key: Array, images: Array, fill: Array, settings: Augmentation) -> Array:
+    """Rotation and scaling as one warp, colour jitter, RandAugment; computed in at least float32."""
+    b, dtype = len(images), images.dtype
+    wide, fill = images.astype(_wide(dtype)), fill.astype(_wide(dtype))
+    if settings.rotation or settings.scaling:
+        degrees = settings.rotation * _between(key, "rotation", b)
+        zooms = 1 + settings.scaling * _between(key, "scaling", b)
+        wide = jax.vmap(lambda x, turn, zoom: warp(x, rotation(turn, zoom=zoom), fill=fill))(wide, degrees, zooms)
+    if settings.color_jitter:
+        for change in (color.brightness, color.contrast, color.saturation):
+            factors = 1 + settings.color_jitter * _between(key, f"jitter of {change.__name__}", b)
+            wide = jax.vmap(change)(wide, factors.astype(wide.dtype))
+    if settings.randaugment is not None:
+        n, magnitude = settings.randaugment
+        many = jnp.array([[len(OPERATIONS), 2]])
+        choices = _draw(key, "randaugment", b, lambda k: jax.random.randint(k, (n, 2), 0, many))
+        wide = jax.vmap(lambda x, choice: randaugment(x, choice, magnitude=magnitude, fill=fill))(wide, choices)
+    return wide.astype(dtype)
+
+
+def _between(key: Array, stream: str, batch: int) -> Array:
+    """Uniform in [-1, 1) for each example: (b,)."""
+    return _draw(key, stream, batch, lambda k: jax.random.uniform(k, (), jnp.float32, minval=-1))
+
+
+def _wide(dtype: jnp.dtype) -> jnp.dtype:
+    return jnp.dtype(jnp.float64 if dtype == jnp.float64 else jnp.float32)
 
 
 def _centres(key: Array, stream: str, shape: tuple[int, ...]) -> Array:
@@ -170,7 +235,7 @@ def _lambdas(key: Array, stream: str, batch: int, alpha: float) -> Array:
 def _mixup(key: Array, images: Array, partners: Array, alpha: float) -> tuple[Array, Array]:
     """lambda x + (1 - lambda) partner, computed in at least float32, and lambda (b,)."""
     share = _lambdas(key, "mixup", images.shape[0], alpha)
-    wide = jnp.float64 if images.dtype == jnp.float64 else jnp.float32
+    wide = _wide(images.dtype)
     weight = share[:, None, None, None].astype(wide)
     mixed = weight * images.astype(wide) + (1 - weight) * partners.astype(wide)
     return mixed.astype(images.dtype), share
