@@ -2,9 +2,14 @@
 
 from typing import Any
 
+import flax.linen as nn
+
+from jaxcnn import models
+from jaxcnn.alrao import AveragedClassifiers
 from jaxcnn.config import Data, Experiment, Model, Optim, Train
 from jaxcnn.plots import band
 from jaxcnn.seeds import SeedsResult
+from jaxcnn.types import Array
 
 
 def residual(
@@ -40,3 +45,22 @@ def errors(found: SeedsResult) -> dict[str, Any]:
         "test_error": 100 * (1 - found.test["accuracy"]),
         "skipped": found.skipped,
     }
+
+
+def small_cnn(*, width: int, hidden: int, copies: int = 0) -> nn.Module:
+    """Two convolutions with BatchNorm and two dense layers, the last one with `copies` that are averaged, for Alrao."""
+    options: dict[str, Any] = {"stages": 2, "width": width, "norm": "batch"}
+    if copies:
+        return Averaged(models.create("vanilla_cnn", num_classes=hidden, dense_layers=1, **options), copies)
+    return models.create("vanilla_cnn", num_classes=10, hidden=hidden, dense_layers=2, **options)
+
+
+class Averaged(nn.Module):
+    """Copies of an output layer for ten classes on `body`, which gives the features before their ReLU."""
+
+    body: nn.Module
+    copies: int
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Any:
+        return AveragedClassifiers(10, self.copies, name="output")(nn.relu(self.body(x, train=train)), train=train)
