@@ -9,8 +9,8 @@ Data      CIFAR-10 at 16 pixels, standardised; the CNN trains on 4,000 images (t
 Recipe    gradients: 10 dense layers of 256 units, untrained, 500 images, biases 0, a gradient of N(0, 1) by the
           outputs, taken by every layer's sums; predicted: the mean field of `probe`. CNN: 3 stages of 3x3 convolution
           and max-pooling, one dense layer; SGD with momentum 0.9, batch 128, 1,200 steps, no regularisation; both with
-          the weights that suit them (ReLU 2/n, tanh Xavier), each with the one of four learning rates that has the
-          least training loss at the end, found with a seed of its own
+          the weights that suit them (ReLU 2/n, tanh Xavier), each, as in the paper, with the learning rate that makes
+          it fastest: of five, the one that is at 25 % first, found with a seed of its own
 Cost      minutes
 Expected  sigmoid with Xavier's weights: the root mean square falls by about 4 a layer; ReLU with 2/n: it stays. CNN:
           the paper has ReLU six times sooner, with rates chosen for each net and initial weights that it does not give
@@ -42,7 +42,7 @@ class Settings:
     image_size: tuple[int, int] | None = (16, 16)
     train: int | None = 4000
     """Images that the CNN trains on; None: all."""
-    rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
+    rates: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.2)
     steps: int = 1200
     seeds: int = 5
 
@@ -79,12 +79,14 @@ def _gradients(settings: Settings, bench: Bench, act: str, init: str) -> dict[st
 
 def _training(settings: Settings, bench: Bench, act: str, init: str) -> dict[str, Any]:
     train = partial(_train, settings, bench, act, init)
-    rate, losses = bench.best_rate(train, settings.rates, seed=settings.seeds)
+    rate, first = bench.best_rate(
+        train, settings.rates, seed=settings.seeds, score=lambda found: _reached(found)[0] or np.inf
+    )
     found = train(rate, range(settings.seeds))
     steps, accuracy = found.curve("accuracy")
     return {
         "rate": rate,
-        "trial_loss": losses,
+        "trial_steps": first,
         "error": band(steps, 100 * (1 - accuracy)),
         "reached": _reached(found),
         "test_accuracy": found.test["accuracy"],

@@ -20,6 +20,11 @@ from jaxcnn.types import PyTree
 EVALUATED = {"accuracy": CLASSIFICATION["accuracy"]}
 
 
+def last_loss(found: SeedsResult) -> float:
+    """The training loss at the end of the run, in nats, of the first seed."""
+    return float(found.curve("loss")[1][-1, 0])
+
+
 class Bench:
     """Data and training for one figure. `digests` collects the SHA-256 of the files that were read."""
 
@@ -74,17 +79,22 @@ class Bench:
         return fit_seeds(made.net, arrays, test=(data.test.images, data.test.labels), seeds=seeds, **(known | options))
 
     def best_rate(
-        self, train: Callable[[float, Sequence[int]], SeedsResult], rates: Sequence[float], *, seed: int
+        self,
+        train: Callable[[float, Sequence[int]], SeedsResult],
+        rates: Sequence[float],
+        *,
+        seed: int,
+        score: Callable[[SeedsResult], float] = last_loss,
     ) -> tuple[float, list[float]]:
-        """The learning rate of least training loss at the end of a trial with `seed`, and every rate's loss, in nats.
+        """The learning rate of the least `score` in a trial with `seed`, and every rate's: the last training loss, say.
 
         `train(rate, seeds)` trains; every way that a figure compares gets its rate by the same rule, and a seed that
-        the comparison has not. A loss that is not finite never wins; one rate needs no trial.
+        the comparison has not. A score that is not finite never wins; one rate needs no trial.
         """
         if len(rates) == 1:
             return rates[0], []
-        losses = [float(train(rate, [seed]).curve("loss")[1][-1, 0]) for rate in rates]
-        return rates[int(np.argmin(np.nan_to_num(losses, nan=np.inf)))], losses
+        scores = [score(train(rate, [seed])) for rate in rates]
+        return rates[int(np.argmin(np.nan_to_num(scores, nan=np.inf)))], scores
 
 
 def accuracy_on(net: nn.Module, variables: PyTree, split: Split) -> float:
