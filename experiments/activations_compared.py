@@ -60,7 +60,7 @@ class Settings:
     width: int = 128
     maxout_width: int = 148
     """Sums of a maxout layer; half of them go on."""
-    rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3)
+    rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
     """From which each activation gets its own."""
     watched_rates: tuple[float, ...] = (0.01, 0.03, 0.06, 0.09, 0.12, 0.15)
     """At which dead units are counted."""
