@@ -16,7 +16,14 @@ Recipe    four hidden layers of 128 units, biases 0 at first; maxout takes the l
 Cost      5 minutes
 Expected  sigmoid last and the others close together; the dead share of ReLU rises with the rate, from hardly any at
           low rates to tens of per cent at rates that are too high; none in leaky ReLU and ELU at any rate
-Measured  nothing yet
+Measured  test accuracy after 400 steps (and training loss, best rate): tanh 84.4 +- 0.8 % (0.402, rate 0.03), maxout
+          84.3 +- 0.6 % (0.404, rate 0.01), ELU 84.3 +- 1.0 % (0.398, rate 0.01), leaky ReLU 84.2 +- 0.8 % (0.415, rate
+          0.03), SELU 84.1 +- 1.6 % (0.409, rate 0.01), GELU 84.1 +- 1.7 % (0.402, rate 0.03), ReLU 83.7 +- 1.7 %
+          (0.412, rate 0.03), sigmoid 76.6 +- 5.2 % (0.637, rate 0.3); dead units of ReLU by rate: 0.01 0.3 % (0.0 to
+          0.6) with accuracy 84 %; 0.03 0.2 % (0.0 to 0.4) with accuracy 84 %; 0.06 0.9 % (0.4 to 1.4) with accuracy 84
+          %; 0.09 4.1 % (1.4 to 10.5) with accuracy 83 %; 0.12 6.3 % (2.9 to 11.5) with accuracy 82 %, 1 diverged; 0.15
+          30.7 % (4.5 to 47.3) with accuracy 40 %, 2 diverged; before training 0.5 %; of leaky ReLU and ELU at most 0.0
+          % (n = 5 seeds; 95 % intervals of accuracies, ranges of dead units)
 """
 
 from collections.abc import Sequence

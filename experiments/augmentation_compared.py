@@ -12,10 +12,14 @@ Recipe    a residual network of 8 layers and width 8 (--full: 20 and 16); SGD at
           searched; crop: shifted by up to an eighth of the image; cutout: a square of half its side; mixup and cutmix:
           alpha 1; colour: factors of 1 +- 0.4; rotation by up to 15 degrees, scaling by 1 +- 0.15; RandAugment: 2
           operations of magnitude 9; training accuracy is that of the images as they are, at the end
-Cost      minutes
+Cost      5 minutes
 Expected  each narrows the gap, for the network learns so few images by heart; crop and flip together raise test
           accuracy by several points; what each is worth to large networks in long runs cannot be seen here
-Measured  nothing yet
+Measured  n = 3 seeds, 1000 images, 600 steps; without augmentation 100.0 % on training images, 34.9 % on test images,
+          the gap narrowest with crop, flip (53.6 and 40.7 %); points of test accuracy above none, paired by seed, with
+          95 % intervals: helps: crop +5.5 (+2.1 to +9.0); flip +4.1 (+2.1 to +6.1); crop, flip +5.8 (+4.1 to +7.5);
+          cutout +4.0 (+2.6 to +5.3); mixup +2.9 (+2.7 to +3.1); cutmix +4.3 (+2.9 to +5.8); rotation, scaling +4.1
+          (+2.3 to +5.9); RandAugment +7.1 (+5.9 to +8.3). not told apart: colour +0.2 (-0.5 to +1.0)
 """
 
 import dataclasses

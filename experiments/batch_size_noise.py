@@ -8,7 +8,7 @@ Source    Robbins & Monro 1951; McCandlish et al. 2018, "An Empirical Model of L
 Data      the embedded digits, 28 x 28 pixels
 Recipe    LeNet-5, fresh and after 200 steps of Adam at 1e-3 (batches of 64); 200 batches of each size, drawn with
           replacement; relative deviation: sqrt(E|g_b - g|^2) / |g| over all weights, g of the whole split
-Cost      3 minutes
+Cost      4 minutes
 Expected  slope -1/2 on log scales at both times, and after training more noise at every size
 Measured  fresh weights: slope -0.502 +- 0.005, as much noise as gradient at batches of 65 +- 28; after 200 steps: slope
           -0.489 +- 0.042, as much noise as gradient at batches of 214 +- 179 (n = 5 seeds, 95 % intervals)

@@ -18,7 +18,13 @@ Recipe    accuracies: four 3x3 convolutions (16, 32, 32, 32), SGD with momentum 
 Cost      5 minutes
 Expected  less wandering with BatchNorm; spread falling as 1/sqrt(batch); outputs equal and gradients times a equal
           within rounding and epsilon
-Measured  nothing yet
+Measured  test accuracy (%): γ and β learnt 86.8 +- 0.2, β learnt, γ = 1 86.5 +- 0.2, γ learnt, β = 0 86.7 +- 0.2, γ =
+          1, β = 0 86.3 +- 0.2, after the ReLU 87.1 +- 0.4, no norm 83.7 +- 0.9, test: of the test set 86.9 +- 0.3,
+          test: of a batch of 256 86.8 +- 0.3, test: of a batch of 64 86.5 +- 0.3, test: of a batch of 16 85.2 +- 0.4,
+          test: of a batch of 4 77.9 +- 1.0; an image's output varies by 58.0 % in batches of 4 and 6.8 % of 256 (power
+          -0.51); weights times 0.1 to 100 change outputs by at most 5.9e-04 and the gradient times a is 0.9991 to
+          1.0017 of the old one; wandering of sigmoid inputs 0.05 +- 0.00 without and 0.04 +- 0.00 with BatchNorm (n = 5
+          seeds, 95 % intervals)
 """
 
 from dataclasses import dataclass

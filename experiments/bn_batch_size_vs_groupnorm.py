@@ -14,7 +14,11 @@ Recipe    four 3x3 convolutions (16, 32, 64, 64) on 14, 7, 3 and 1 pixels, so th
 Cost      6 minutes
 Expected  BatchNorm's error falls with b, is above GroupNorm's at b = 2 in every seed, and at or below it at b = 32 (in
           the paper, ImageNet: 34.7 against 24.1 % at b = 2, 23.6 against 24.1 % at b = 32)
-Measured  nothing yet
+Measured  test error (%): BatchNorm 38.00 +- 1.23 (b = 2), 14.99 +- 0.28 (b = 4), 13.68 +- 0.11 (b = 8), 13.22 +- 0.11
+          (b = 16), 12.90 +- 0.22 (b = 32), 13.00 +- 0.17 (b = 64); GroupNorm 14.93 +- 0.56; with b = 2 BatchNorm's is
+          the higher one in 5 of 5 seeds, by 23.07 +- 1.76 points; with b = 64 BatchNorm's is the higher one in 0 of 5
+          seeds, by -1.93 +- 0.64 points; training errors at b = 2: 52.11 +- 2.08 against 14.61 +- 2.23 (n = 5 seeds, 95
+          % intervals)
 """
 
 from collections.abc import Sequence

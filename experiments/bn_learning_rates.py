@@ -16,7 +16,10 @@ Cost      8 minutes
 Expected  fewer steps with BatchNorm at the baseline's rate in every seed; BatchNorm with sigmoids learns. At 5 and 30
           times the rate the advantage depends on what bounds the baseline's rate: here it is the best of its grid,
           which the noise of small batches bounds too
-Measured  nothing yet
+Measured  the baseline's best test accuracy, at its own best rate 0.01, is reached by no norm after 1122 steps (1050 to
+          1170), best 84.0 %; BN after 828 steps (540 to 1020), best 85.2 %; BN x5 after 690 steps (690 to 690) in 1 of
+          5 seeds, best 83.5 %; BN x30 in none of 5 seeds, best 48.8 %; BN x5 sigmoid in none of 5 seeds, best 83.0 %
+          (means and ranges of n = 5 seeds)
 """
 
 from dataclasses import dataclass

@@ -16,7 +16,11 @@ Recipe    four 3x3 convolutions (16, 32, 32, 32) with BatchNorm; SGD with moment
 Cost      4 minutes
 Expected  a loss of accuracy by running averages that is large after few steps, the larger the momentum, and small at
           the end with 0.9; the two kinds of precise statistics alike
-Measured  nothing yet
+Measured  points of test accuracy that running averages lose after 10, 30, 100, 300, 1000 steps, by momentum 0.9: 14.0
+          +- 7.6, 5.3 +- 6.7, 6.0 +- 6.8, 3.3 +- 4.1, 0.3 +- 0.9 (shift at the end 0.05); 0.99: 25.2 +- 6.4, 38.8 +-
+          10.4, 20.1 +- 10.7, 11.8 +- 9.8, 2.1 +- 1.4 (shift at the end 0.11); 0.999: 25.6 +- 6.3, 44.4 +- 15.9, 39.4 +-
+          13.9, 32.0 +- 21.6, 17.2 +- 8.9 (shift at the end 0.33); precise statistics end at 86.2 +- 0.6 %, their two
+          kinds at most 0.03 points apart (n = 5 seeds, 95 % intervals)
 """
 
 from dataclasses import dataclass

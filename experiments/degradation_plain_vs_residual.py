@@ -10,10 +10,12 @@ Recipe    the paper's networks, of 14 and 44 layers and width 4 (--full: 20 and 
           SGD with momentum 0.9 and weight decay 1e-4, the paper's rate of 0.1 for all, reached over the first twentieth
           of the run, divided by 10 after 1/2 and 3/4 of the run; batch 64 (128), 800 steps (64,000); the training error
           is that of the last tenth of the run, on the shifted images and with each batch's statistics
-Cost      minutes
+Cost      12 minutes
 Expected  deep less shallow, in training error: above 0 for plain nets, and more than for residual ones, whose gap is
           near 0 or below (full scale, test error: plain about 9 to 13 %, residual 8.75 to 6.97 %)
-Measured  nothing yet
+Measured  n = 5 seeds, width 4, 800 steps; 44 layers less 14 layers, in points: in training error plain +16.0, residual
+          +6.5; plain more by 9.5 (95 % interval 5.3 to 13.7); in test error plain +18.3, residual +7.2; plain more by
+          11.2 (95 % interval 7.1 to 15.2)
 """
 
 from dataclasses import dataclass

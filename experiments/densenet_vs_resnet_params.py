@@ -12,9 +12,11 @@ Recipe    DenseNet-BC of 16 layers (3 blocks of 2) with growth 4, 6 and 8 agains
           12, 16 and 24, and ResNets of 56 layers, width 8, 16 and 24, 64,000 steps); compared at equal parameters, and
           at equal multiplications, along straight lines between the sizes in the logarithm, at the middle of the range
           that both span
-Cost      minutes
+Cost      7 minutes
 Expected  the DenseNets' curve above the ResNets' at the same parameters; at the same multiplications it need not be
-Measured  nothing yet
+Measured  n = 5 seeds, 400 steps; test accuracy at 11,370 parameters DenseNet less ResNet is +1.8 points (95 % interval
+          +0.0 to +3.6): DenseNet is ahead; at 750,918 multiplications DenseNet less ResNet is -1.6 points (95 %
+          interval -2.4 to -0.8): ResNet is ahead
 """
 
 from dataclasses import dataclass

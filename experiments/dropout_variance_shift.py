@@ -16,7 +16,11 @@ Cost      5 minutes
 Expected  ratios of 1 without dropout and with dropout after the last norm, below 1 in every norm behind dropout and
           nearer to 1 with uniform dropout (after a ReLU the mean is not 0, and the ratio can fall below p);
           recalibration gives accuracy back where there was a shift
-Measured  nothing yet
+Measured  test over learnt variance in the norms behind the first one: no dropout 0.992 to 1.018, dropout before norms
+          0.279 to 0.808, uniform before norms 0.491 to 0.903, dropout after the last 0.991 to 1.019; closed forms met
+          within 0.0004; test accuracy: no dropout 85.1 +- 0.4 %, recalibrated +0.03 +- 0.10; dropout before norms 60.6
+          +- 6.7 %, recalibrated +14.65 +- 6.73; uniform before norms 74.6 +- 3.3 %, recalibrated +5.47 +- 3.35; dropout
+          after the last 84.7 +- 0.4 %, recalibrated -0.07 +- 0.03 (n = 5 seeds, 95 % intervals)
 """
 
 from dataclasses import dataclass

@@ -8,7 +8,7 @@ Source    Griewank & Walther 2008, Evaluating Derivatives; Baydin et al. 2018
 Recipe    f(x) = W2 tanh(W1 x) with 256 units; n inputs to 16 outputs, and 16 inputs to m outputs; operations as XLA
           counts them, memory as it plans, time: the median of the runs; all modes' Jacobians are compared on inputs of
           N(0, 1)
-Cost      half a minute
+Cost      seconds
 Expected  operations over those of f: 3 or less for jvp, vjp and hvp; about n for jacfwd, m for jacrev
 Measured  operations, and time in brackets, over those of f, with 16 on the other side; n = 1024: jvp 1.99 (1.5), vjp
           1.99 (1.4), hvp 2.97 (2), jacfwd 1.03e+03 (1.6e+02), jacrev 17 (5.9); m = 1024: jvp 1.02 (0.92), vjp 1.02

@@ -6,7 +6,7 @@ Claim     through 100 layers of 512 units a signal explodes, vanishes or keeps i
           the activation say: Var w = 1/n serves tanh, 2/n serves ReLU
 Source    Glorot & Bengio 2010; He et al. 2015
 Recipe    x ~ N(0, 1), 512 inputs; weights drawn anew for every layer and seed; root mean square after every layer
-Cost      seconds
+Cost      a minute
 Expected  N(0, 1) overflows at about layer 29; N(0, 0.01^2) ends at 0; tanh with 1/n ends at 0.04 to 0.08; ReLU with 1/n
           at about 2^-50 = 9e-16; ReLU with 2/n at 0.25 to 2, geometric mean 0.74 (20 seeds)
 Measured  n = 20 seeds: N(0, 1) overflows in 20, at layer 28 to 29; N(0, 0.01²) ends at 0; tanh with 1/n at 0.065

@@ -14,7 +14,13 @@ Recipe    two convolutions with BatchNorm and two dense layers, batch 128; eleve
 Cost      6 minutes
 Expected  useful ranges of 1 to 2.5 decades, Adam's wider than SGD's, with a schedule wider than without; Alrao below
           the best tuned rate, by more than the paper's 1 to 2 points, as these runs are short
-Measured  nothing yet
+Measured  decades of the learning rate within 2 points of the best test accuracy after 200 steps: Adam, constant 1.3 +-
+          0.3 (best 81.8 +- 1.6 % at 0.01); SGD, constant 1.1 +- 0.4 (best 80.9 +- 1.2 % at 0.1), 7 runs not finite,
+          from rate 3.2 on; Adam, cosine 1.3 +- 0.2 (best 82.7 +- 0.2 % at 0.032); SGD, cosine 1.1 +- 0.1 (best 80.8 +-
+          1.0 % at 0.1), 2 runs not finite, from rate 3.2 on. Adam's constant range against SGD's: not clearly another
+          (+0.2 +- 0.4); with the schedule Adam's is not clearly another (+0.0 +- 0.4), SGD's not clearly another (-0.0
+          +- 0.3). Alrao, untuned, is at 76.1 +- 3.7 % (constant) and 77.7 +- 2.0 % (cosine), 7.0 +- 3.3 and 5.4 +- 1.5
+          points below each seed's best tuned run (n = 5 seeds, 95 % intervals)
 """
 
 from collections.abc import Sequence

@@ -14,7 +14,13 @@ Recipe    two convolutions with BatchNorm and two dense layers, batch 128, const
 Cost      5 minutes
 Expected  the range of test accuracies over the optimisers is smaller tuned than by default; the adaptive ones reach the
           last loss of tuned SGD earlier; tuned SGD is within their intervals in test accuracy; Alrao is a little below
-Measured  nothing yet
+Measured  tuned, the optimisers differ less than by default: 3.3 +- 1.3 against 38.6 +- 1.3 points of test accuracy from
+          best to worst. Rate, test accuracy after 300 steps and when the last training loss of tuned SGD is reached:
+          SGD 0.3 80.4 +- 1.4 %, at step 262; momentum 0.03 82.4 +- 0.6 %, at step 206; Nesterov 0.03 83.2 +- 1.0 %, at
+          step 182; Adagrad 0.03 82.2 +- 0.2 %, at step 224; RMSProp 0.003 82.1 +- 0.6 %, at step 218; Adam 0.01 82.9 +-
+          0.7 %, at step 162; AdamW 0.01 83.3 +- 0.5 %, at step 162. 2 of 4 adaptive ones are there before Nesterov; the
+          best of them in accuracy, AdamW, less tuned SGD is 2.9 +- 1.8 points; Alrao, untuned, is at 78.3 +- 2.8 % (n =
+          5 seeds, 95 % intervals)
 """
 
 from collections.abc import Sequence

@@ -18,7 +18,14 @@ Recipe    three stages of two 3x3 convolutions with ReLU (16, 32 and 64 maps) an
 Cost      5 minutes
 Expected  no clear gap in accuracy between maximum and stride; all ways unchanged by shifts of 4 pixels, which the
           halvings divide; at 1 to 3 pixels stride changes most predictions, maximum fewer, means and blurs fewest
-Measured  nothing yet
+Measured  after 600 steps with 72,442 parameters: stride: accuracy 82.1 +- 1.3 %, unchanged by 1 pixel 69.7 % (66.2 to
+          75.0), features move by 0.5, 1.51 million multiply-adds; maximum: accuracy 81.2 +- 2.4 %, unchanged by 1 pixel
+          85.4 % (79.7 to 90.2), features move by 0.3, 2.40 million multiply-adds; mean: accuracy 78.5 +- 1.0 %,
+          unchanged by 1 pixel 90.4 % (87.8 to 93.2), features move by 0.19, 2.40 million multiply-adds; maximum, blur:
+          accuracy 76.6 +- 1.2 %, unchanged by 1 pixel 96.2 % (95.2 to 97.0), features move by 0.05, 2.41 million
+          multiply-adds; blur: accuracy 76.4 +- 1.5 %, unchanged by 1 pixel 93.9 % (88.5 to 97.2), features move by 0.1,
+          2.41 million multiply-adds; by 4 pixels at least 100.0 % are unchanged (n = 5 seeds, 95 % intervals and
+          ranges)
 """
 
 from collections.abc import Callable, Sequence

@@ -11,10 +11,13 @@ Recipe    basic blocks (of two 3x3 convolutions; the paper's 164 has bottlenecks
           parameters, 14 and 44 layers of width 4 (--full: 110 and 164, width 16); SGD with momentum 0.9 and weight
           decay 1e-4, the paper's rate of 0.1 for all, reached over the first twentieth of the run, divided by 10 after
           1/2 and 3/4 of it; batch 64 (128), 600 steps (64,000)
-Cost      minutes
+Cost      12 minutes
 Expected  at 110 layers the paper has test errors of 6.6 % (first form), 7.8 % (ReLU before the addition), 6.4 %
           (pre-activation); differences of about a point, which few seeds of small nets may not resolve
-Measured  nothing yet
+Measured  n = 5 seeds, width 4, 600 steps; test error of post-activation, and what the others have more, in points; 14
+          layers: 60.4 %, ReLU first -0.0 (95 % interval -1.1 to +1.1), pre-activation -1.6 (95 % interval -2.3 to
+          -0.9); 44 layers: 69.1 %, ReLU first +0.6 (95 % interval -2.2 to +3.5), pre-activation -11.0 (95 % interval
+          -15.2 to -6.8); in the deeper nets ReLU before the addition is not shown to be worse, pre-activation is better
 """
 
 from dataclasses import dataclass

@@ -18,7 +18,14 @@ Cost      5 minutes
 Expected  linear: training loss falls with the condition number, none highest, whiten and zca lowest and equal (one is
           the other rotated), though not their test accuracy, as whitening raises the noise of fine detail; CNN: pca and
           whiten behind all others, zca not
-Measured  nothing yet
+Measured  condition numbers: none 7.2e+07, scale 5.4e+06, channel_mean 5.3e+06, mean_image 5.3e+06, standardize 5.1e+06,
+          pca 5.3e+06, whiten 54, zca 54. Training loss and test accuracy after 200 steps, each at its best rate;
+          linear: none 1.99 and 28.4 %, scale 1.79 and 36.0 %, channel_mean 1.79 and 36.2 %, mean_image 1.78 and 36.3 %,
+          standardize 1.81 and 34.9 %, pca 1.78 and 36.3 %, whiten 1.59 and 34.7 %, zca 1.59 and 34.8 %; against
+          mean_image with the same seed, points: pca +0.0 +- 0.4, whiten -1.6 +- 0.4, zca -1.5 +- 0.9. CNN: none 1.73
+          and 35.9 %, scale 1.55 and 42.0 %, channel_mean 1.52 and 42.7 %, mean_image 1.53 and 42.4 %, standardize 1.58
+          and 41.8 %, pca 1.84 and 31.5 %, whiten 2.28 and 12.5 %, zca 1.86 and 31.5 %; against mean_image with the same
+          seed, points: pca -10.9 +- 2.7, whiten -29.9 +- 4.0, zca -10.8 +- 15.9 (means of n = 5 seeds, 95 % intervals)
 """
 
 from collections.abc import Sequence

@@ -18,7 +18,13 @@ Recipe    left: x ~ N(0, I), y = b x + N(0, 1), b an 8-tap filter with stride 8,
 Cost      4 minutes
 Expected  left: slopes -1/2, samples in the ratio 256/8 = 32; middle: slopes -1/d; right: the CNN ahead at every size on
           shifted images, by more than on centred ones
-Measured  nothing yet
+Measured  error 0.1 after 798 samples by 8 taps and 26,390 by 256, 33 times as many (slopes -0.50 and -0.51, n = 10
+          draws); nearest neighbour: slopes -0.99 for d = 1, -0.49 for d = 2, -0.23 for d = 4, -0.11 for d = 8 (n = 10);
+          shifted images, test accuracy (n = 5 seeds; CNN 60,874 parameters, 92 % in training, MLP 61,030 parameters,
+          100 % in training): 100 images CNN 37.5 %, MLP 17.8 % (gap 19.8 points, 95 % interval 13.9 to 25.6; 2.0 on
+          centred images); 500 images CNN 73.6 %, MLP 34.4 % (gap 39.2 points, 95 % interval 36.2 to 42.3; 2.7 on
+          centred images); 2,000 images CNN 85.8 %, MLP 61.8 % (gap 24.0 points, 95 % interval 20.3 to 27.8; 1.8 on
+          centred images)
 """
 
 from collections.abc import Sequence

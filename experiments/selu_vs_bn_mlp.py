@@ -12,7 +12,11 @@ Recipe    hidden layers of 128 units, no dropout; SELU with LeCun's initial weig
 Cost      6 minutes
 Expected  SELU at 32 layers trains in every seed, with a lower training loss than BatchNorm and ReLU alone, and loses
           less accuracy by depth than both
-Measured  nothing yet
+Measured  test accuracy and training loss after 500 steps: SELU: 8 layers 84.5 +- 0.7 %, 0.39 +- 0.01; 16 layers 84.5 +-
+          0.3 %, 0.38 +- 0.02; 32 layers 82.7 +- 0.6 %, 0.43 +- 0.02. ReLU: 8 layers 84.0 +- 0.3 %, 0.39 +- 0.03; 16
+          layers 82.6 +- 0.9 %, 0.44 +- 0.03; 32 layers 78.7 +- 1.8 %, 0.55 +- 0.03. ReLU + BN: 8 layers 84.7 +- 1.2 %,
+          0.37 +- 0.02; 16 layers 81.0 +- 1.5 %, 0.51 +- 0.04; 32 layers 69.1 +- 2.1 %, 0.83 +- 0.04 (n = 5 seeds, 95 %
+          intervals)
 """
 
 from dataclasses import dataclass

@@ -55,21 +55,20 @@ def readme(directory: Path) -> str:
     others = [f"- `{name}.py`: {_title(source)}" for name, source in sheets.items() if name not in results]
     return (
         "# Experiments\n\n"
-        "Each figure is one command on 2 CPU cores; `--full` is the paper's scale, where a file has one. Numbers,\n"
-        "seeds, settings and environment lie in `results/NAME.json`; the run sheet is the file's docstring. This page\n"
-        "is made from the results by `python -m jaxcnn.figures.table`.\n\n"
+        "Each figure is one command; its cost is that of 2 CPU cores with nothing beside it, and `--full` is the\n"
+        "paper's scale, where a file has one. Numbers, seeds, settings and environment lie in `results/NAME.json`;\n"
+        "the run sheet is the file's docstring. `python -m jaxcnn.figures.table` makes this page from the results.\n\n"
         "| figure | picture |\n|---|---|\n" + "\n".join(rows) + "\n\n## Others\n\n" + "\n".join(others) + "\n"
     )
 
 
 def _row(name: str, sheet: Sheet, result: dict[str, Any]) -> str:
-    minutes = max(1, round(result["seconds"] / 60))
     text = [
         f"**{sheet.title}**",
         f"Claim: {sheet.fields['Claim']} ({sheet.fields['Source']})",
         f"Expected: {sheet.fields['Expected']}",
         f"Measured: {result['measured']}",
-        f"`{sheet.command}`, {minutes} min",
+        f"Cost: {sheet.fields['Cost']}: `{sheet.command}`",
     ]
     cell = "<br>".join(html.escape(line, quote=False) for line in text).replace("|", "\\|")
     return f'| {cell} | <img src="results/{name}.png" width="560" alt="{name}"> |'
