@@ -16,7 +16,13 @@ Recipe    raw pixels: logistic regression, 3 nearest neighbours, an MLP without 
 Cost      10 minutes
 Expected  Fisher vectors above raw pixels at every size, and above the networks on few images; with more images and
           longer training the convolutional nets come level with Fisher vectors and pass them
-Measured  nothing yet
+Measured  test accuracy in per cent, networks with 95 % intervals of n = 3 seeds, the others n = 1 (chance in 4,000 test
+          images moves a difference by 1.6); 12,000 images: logistic regression 82.8, 3-NN 81.1, MLP, no activations
+          83.0 +- 0.0, bag of words 83.0, Fisher vectors 86.6, MLP 86.4 +- 0.3, LeNet-5 86.4 +- 1.3, vanilla CNN 87.4 +-
+          1.1, VGG 87.7 +- 0.6, plain 84.5 +- 1.6, residual 84.4 +- 0.8; best learnt less best hand-made +1.1 points,
+          which does not show it; best hand-made less best raw pixels +3.6 points; best of 300 images: logistic
+          regression 74.3; Fisher vectors 76.3; MLP 75.5 +- 0.8; best of 2,000 images: logistic regression 80.8; Fisher
+          vectors 84.5; LeNet-5 82.9 +- 0.2
 """
 
 import time
