@@ -114,8 +114,7 @@ def _dying(settings: Settings, bench: Bench, name: str) -> dict[str, Any]:
     for rate in settings.watched_rates:
         found = _train(settings, bench, name, rate, range(settings.seeds))
         steady = found.skipped == 0
-        ends = [jax.tree.map(lambda leaf, i=i: leaf[i], found.variables) for i in range(settings.seeds)]
-        shares.append([dead(net, end, x) if fine else np.nan for end, fine in zip(ends, steady, strict=True)])
+        shares.append([dead(net, end, x) if fine else np.nan for end, fine in zip(found.each(), steady, strict=True)])
         accuracies.append(np.where(steady, 100 * found.test["accuracy"], np.nan))
     starts = [net.init(jax.random.key(seed), x[:1], train=False) for seed in range(settings.seeds)]
     return {"start": [dead(net, start, x) for start in starts], "dead": shares, "accuracy": accuracies}

@@ -82,8 +82,7 @@ def measure(settings: Settings, bench: Bench) -> dict[str, Any]:
         changes = WAYS[way](settings.image_size[0])
         experiment = dataclasses.replace(plain, data=dataclasses.replace(plain.data, **changes))
         found = bench.train(experiment, seeds=range(settings.seeds), module=net, train=settings.examples)
-        each = [jax.tree.map(lambda x, i=i: x[i], found.variables) for i in range(settings.seeds)]
-        right = [(np.argmax(logits(variables), -1) == data.train.labels).mean() for variables in each]
+        right = [(np.argmax(logits(variables), -1) == data.train.labels).mean() for variables in found.each()]
         cases[way] = {"test": 100 * found.test["accuracy"], "train": 100 * np.array(right)}
         pictures[way] = _picture(data, changes)
     return {

@@ -131,8 +131,7 @@ def measure(settings: Settings, bench: Bench) -> dict[str, Any]:
     data = bench.prepared(experiment)
     images, test, labels = data.train.images, data.test.images, data.test.labels
     spreads, statistics, invariance = [], [], []
-    for seed in seeds:
-        variables = jax.tree.map(lambda leaf, seed=seed: leaf[seed], runs[BASE].variables)
+    for seed, variables in enumerate(runs[BASE].each()):
         spreads.append([_spread(variables, test[:IMAGES], images, size, seed) for size in settings.batches])
         statistics.append(_test_accuracies(variables, test, labels, settings.batches))
         invariance.append([_scaled(variables, test[:256], labels[:256], factor) for factor in FACTORS])

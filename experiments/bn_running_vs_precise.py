@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
-import jax
 import numpy as np
 
 from jaxcnn.analysis.batchnorm import drift, recalibrate
@@ -84,7 +83,7 @@ def measure(settings: Settings, bench: Bench) -> dict[str, Any]:
         for name, momentum in running.items():
             net = Net(momentum)
             found = bench.train(experiment, seeds=range(settings.seeds), module=net, quiet=True)
-            each = [jax.tree.map(lambda leaf, i=i: leaf[i], found.variables) for i in range(settings.seeds)]
+            each = found.each()
             accuracy[name].append(100 * found.test["accuracy"])
             drifts = [drift(net, variables, images) for variables in each]
             shift[name].append([np.mean([norm.shift for norm in norms]) for norms in drifts])

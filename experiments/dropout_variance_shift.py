@@ -126,8 +126,7 @@ def _way(settings: Settings, bench: Bench, way: str) -> dict[str, Any]:
     data = bench.prepared(experiment)
     images = data.train.images[: settings.measured]
     ratios, recalibrated = [], []
-    for seed in range(settings.seeds):
-        variables = jax.tree.map(lambda leaf, seed=seed: leaf[seed], found.variables)
+    for variables in found.each():
         ratios.append([one.ratio for one in drift(net, variables, images)])
         again = recalibrate(net, variables, images, mode="exact").variables
         recalibrated.append(accuracy_on(net, again, data.test))

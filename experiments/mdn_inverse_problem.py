@@ -70,14 +70,9 @@ def measure(settings: Settings, bench: Bench) -> dict[str, Any]:
             )
             result["nll"][f"{problem}: {way}"] = found.test["loss"]
             if problem == "inverse":
-                first = {kind: _first(tree) for kind, tree in found.variables.items()}
-                result["parts"][way] = _parts(net.apply(first, GRID[:, None].astype(np.float32), train=False))
+                result["parts"][way] = _parts(net.apply(found.each()[0], GRID[:, None].astype(np.float32), train=False))
     result["data"] = {"y": y_test[:300, 0], "x": x_test[:300, 0]}
     return result
-
-
-def _first(tree: Any) -> Any:
-    return {name: _first(item) if isinstance(item, dict) else item[0] for name, item in tree.items()}
 
 
 def _parts(outputs: Any) -> dict[str, Any]:

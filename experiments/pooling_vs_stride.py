@@ -126,7 +126,7 @@ def _way(settings: Settings, bench: Bench, way: str, timings: dict[str, float]) 
     net = Net(way, settings.width)
     counted = analysis.summary(net, input=images.shape[1:])
     run = jax.jit(partial(_run, net))
-    seen = [partial(run, jax.tree.map(lambda leaf, i=i: leaf[i], found.variables)) for i in range(settings.seeds)]
+    seen = [partial(run, variables) for variables in found.each()]
     return {
         "parameters": counted.parameters,
         "macs": counted.macs,

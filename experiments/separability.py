@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -107,7 +106,7 @@ def measure(settings: Settings, bench: Bench) -> dict[str, Any]:
             rate = max(tried, key=lambda rate: np.mean(_accuracies(module, tried[rate], *validation)))
             found["accuracy"][way] = _accuracies(module, tried[rate], *test)
             found["learning_rate"][way] = rate
-            first[way] = jax.tree.map(lambda leaf: leaf[0], tried[rate].variables)
+            first[way] = tried[rate].each()[0]
             margin = np.clip(_margin(module, first[way], _grid()), -9, 9)
             found["margin"][way] = np.round(margin, 1).reshape(GRID, GRID)
         x, labels = (np.concatenate([part[: SHOWN // 2], part[-SHOWN // 2 :]]) for part in test)
@@ -126,8 +125,7 @@ def _fit(module: nn.Module, train: Any, rate: float, steps: int, seeds: Sequence
 
 def _accuracies(module: nn.Module, run: SeedsResult, x: np.ndarray, labels: np.ndarray) -> list[float]:
     """Of each seed."""
-    every = [jax.tree.map(lambda leaf, i=i: leaf[i], run.variables) for i in range(len(run.seeds))]
-    return [float(((_margin(module, one, x) > 0) == labels).mean()) for one in every]
+    return [float(((_margin(module, one, x) > 0) == labels).mean()) for one in run.each()]
 
 
 def _grid() -> np.ndarray:

@@ -10,9 +10,9 @@ Recipe    raw pixels: logistic regression, 3 nearest neighbours, an MLP without 
           DAISY descriptors at 3 scales as a bag of 200 visual words or as Fisher vectors, with a linear SVM; learnt:
           MLP of 2 hidden layers, LeNet-5, a vanilla CNN of 3 stages, a VGG of 7 layers with BatchNorm and without
           dropout, a plain and a residual net of 8 layers with BatchNorm; every net by the recipe of lenet5_fashion.py,
-          Adam at 2e-3 with a cosine schedule, for 1,000 steps (10,000) of 64 standardised images, not mirrored, tuned for
-          none of them; the shallow ones once, with the package's defaults (visual words, Gaussians and SVM draw, with
-          seed 0)
+          Adam at 2e-3 with a cosine schedule, for 1,000 steps (10,000) of 64 standardised images, not mirrored, tuned
+          for none of them; the shallow ones once, with the package's defaults (visual words, Gaussians and SVM draw,
+          with seed 0)
 Cost      10 minutes
 Expected  Fisher vectors above raw pixels at every size, and above the networks on few images; with more images and
           longer training the convolutional nets come level with Fisher vectors and pass them

@@ -55,6 +55,10 @@ class SeedsResult:
             )
         return spread(self.test[metric].tolist())
 
+    def each(self) -> list[dict[str, PyTree]]:
+        """The variables of every seed."""
+        return [jax.tree.map(lambda leaf, i=i: leaf[i], self.variables) for i in range(len(self.seeds))]
+
     def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(steps (t,), values (t, s)) of the lines of `history` that have `name`, such as "test_accuracy"."""
         lines = [line for line in self.history if name in line]

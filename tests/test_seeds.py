@@ -88,7 +88,7 @@ def test_each_seed_is_its_own_run_of_fit(own_runs, together):
     assert result.together == (together or 1)  # these tests run on CPUs
     for i, (seed, own) in enumerate(zip(SEEDS, own_runs, strict=True)):
         assert result.seeds[i] == seed
-        mine = flatten(jax.tree.map(lambda leaf, i=i: leaf[i], result.variables))
+        mine = flatten(result.each()[i])
         for name, leaf in flatten(own.variables).items():
             np.testing.assert_allclose(mine[name], leaf, rtol=0 if exact else 2e-4, atol=0 if exact else 2e-5)
         for name, value in own.test.items():
