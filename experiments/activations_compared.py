@@ -145,7 +145,7 @@ def say(result: dict[str, Any]) -> str:
     ranked = sorted(result["activations"].items(), key=lambda item: -np.mean(item[1]["accuracy"]))
     for name, case in ranked:
         accuracy, loss = spread(case["accuracy"]), np.mean(np.array(case["loss"], float))
-        parts.append(f"{name} {accuracy.mean:.1f} +- {accuracy.half:.1f} % ({loss:.3f}, rate {case['rate']:g})")
+        parts.append(f"{name} {accuracy:.1f} % ({loss:.3f}, rate {case['rate']:g})")
     counted, (first, *controls) = [], result["dying"]
     for rate, shares, right in zip(result["watched_rates"], *_rows(result, first, "dead", "accuracy"), strict=True):
         whole = np.isfinite(shares)

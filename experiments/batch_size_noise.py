@@ -84,8 +84,8 @@ def _deviations(gradient: Any, params: Any, examples: int, settings: Settings, *
 
 def say(result: dict[str, Any]) -> str:
     parts = [
-        f"{name}: slope {spread(slopes).mean:.3f} +- {spread(slopes).half:.3f}, as much noise as gradient at batches of"
-        f" {spread(result['noise_scale'][name]).mean:.0f} +- {spread(result['noise_scale'][name]).half:.0f}"
+        f"{name}: slope {spread(slopes):.3f}, as much noise as gradient at batches of"
+        f" {spread(result['noise_scale'][name]):.0f}"
         for name, slopes in result["slope"].items()
     ]
     return "; ".join(parts) + f" (n = {len(result['seeds'])} seeds, 95 % intervals)"

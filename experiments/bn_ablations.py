@@ -257,8 +257,7 @@ def _wander(inputs: np.ndarray) -> float:
 
 def say(result: dict[str, Any]) -> str:
     def text(values: Any, digits: int = 1) -> str:
-        one = spread(values)
-        return f"{one.mean:.{digits}f} +- {one.half:.{digits}f}"
+        return f"{spread(values):.{digits}f}"
 
     accuracies = {**result["variants"], **result["statistics"]}
     spreads, batches = [np.mean(values) for values in result["spread"]], result["batches"]

@@ -107,8 +107,7 @@ def _train(settings: Settings, bench: Bench, images: int | None, rate: float, se
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> str:
-    found = spread(np.asarray(values, float).tolist())
-    return f"{found.mean:.2f} +- {found.half:.2f}"
+    return f"{spread(np.asarray(values, float).tolist()):.2f}"
 
 
 def say(result: dict[str, Any]) -> str:

@@ -117,13 +117,13 @@ def say(result: dict[str, Any]) -> str:
     precise, parts = np.array(accuracy["precise, exact"]), []
     for name, shift in result["shift"].items():
         lost = [spread(values.tolist()) for values in precise - np.array(accuracy[name])]
-        each = ", ".join(f"{one.mean:.1f} +- {one.half:.1f}" for one in lost)
+        each = ", ".join(f"{one:.1f}" for one in lost)
         parts.append(f"{name.removeprefix('running, ')}: {each} (shift at the end {np.mean(shift[-1]):.2f})")
     apart = np.abs(precise - np.array(accuracy["precise, one pass"]))
     end = spread(precise[-1].tolist())
     return (
         f"points of test accuracy that running averages lose after {', '.join(map(str, steps))} steps, by momentum"
-        f" {'; '.join(parts)}; precise statistics end at {end.mean:.1f} +- {end.half:.1f} %, their two kinds at most"
+        f" {'; '.join(parts)}; precise statistics end at {end:.1f} %, their two kinds at most"
         f" {apart.max():.2f} points apart (n = {end.n} seeds, 95 % intervals)"
     )
 

@@ -90,8 +90,8 @@ def say(result: dict[str, Any]) -> str:
     forward = [nll[f"forward: {way}"] for way in WAYS]
     lower = sum(b < a for a, b in zip(*(result["nll"][f"inverse: {way}"] for way in WAYS), strict=True))
     return (
-        f"negative log-likelihood of the inverse problem {inverse[0].mean:.2f} +- {inverse[0].half:.2f} nats for one"
-        f" Gaussian, {inverse[1].mean:.2f} +- {inverse[1].half:.2f} for the mixture (lower in {lower} of {n} seeds); of"
+        f"negative log-likelihood of the inverse problem {inverse[0]:.2f} nats for one"
+        f" Gaussian, {inverse[1]:.2f} for the mixture (lower in {lower} of {n} seeds); of"
         f" the forward problem {forward[0].mean:.2f} and {forward[1].mean:.2f} (n = {n}, 95 % intervals)"
     )
 

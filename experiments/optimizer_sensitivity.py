@@ -127,15 +127,14 @@ def _experiment(settings: Settings, schedule: str, kind: str, rate: float, optio
 
 
 def _mean(values: ArrayLike) -> str:
-    found = spread(np.asarray(values, float).tolist())
-    return f"{found.mean:.1f} +- {found.half:.1f}"
+    return f"{spread(np.asarray(values, float).tolist()):.1f}"
 
 
 def _change(values: ArrayLike) -> str:
     """In decades, and whether its interval is on one side of 0."""
     found = spread(np.asarray(values, float).tolist())
     clear = "wider" if found.mean > found.half else "narrower" if -found.mean > found.half else "not clearly another"
-    return f"{clear} ({found.mean:+.1f} +- {found.half:.1f})"
+    return f"{clear} ({found:+.1f})"
 
 
 def _decades(case: dict[str, Any]) -> np.ndarray:

@@ -126,8 +126,7 @@ def _experiment(settings: Settings, optim: Optim) -> Experiment:
 
 
 def _mean(values: Sequence[float], digits: int = 1) -> str:
-    found = spread(values)
-    return f"{found.mean:.{digits}f} +- {found.half:.{digits}f}"
+    return f"{spread(values):.{digits}f}"
 
 
 def _range(ways: dict[str, Any], how: str) -> list[float]:

@@ -188,7 +188,7 @@ def say(result: dict[str, Any]) -> str:
         accuracy, change = spread(case["accuracy"]), np.mean(np.array(case["feature_change"], float))
         stays = case["unchanged"]
         parts.append(
-            f"{way}: accuracy {accuracy.mean:.1f} +- {accuracy.half:.1f} %, unchanged by 1 pixel"
+            f"{way}: accuracy {accuracy:.1f} %, unchanged by 1 pixel"
             f" {stays['mean'][0]:.1f} % ({stays['low'][0]:.1f} to {stays['high'][0]:.1f}), features move by"
             f" {change:.2g}, {case['macs'] / 1e6:.2f} million multiply-adds"
         )

@@ -126,7 +126,7 @@ def say(result: dict[str, Any]) -> str:
             each.append(f"{kind} {np.mean(np.array(case['loss'], float)):.2f} and {np.mean(case['accuracy']):.1f} %")
             if kind in ("pca", "whiten", "zca"):
                 gap = spread((np.array(case["accuracy"]) - plain).tolist())
-                apart.append(f"{kind} {gap.mean:+.1f} +- {gap.half:.1f}")
+                apart.append(f"{kind} {gap:+.1f}")
         nets.append(f"{name}: {', '.join(each)}; against {PLAIN} with the same seed, points: {', '.join(apart)}")
     return (
         f"condition numbers: {', '.join(numbers)}. Training loss and test accuracy after {result['steps']} steps, each"

@@ -119,8 +119,8 @@ def say(result: dict[str, Any]) -> str:
         each = []
         for depth, case in zip(result["depths"], cases, strict=True):
             accuracy, loss = (spread(np.array(case[key], float).tolist()) for key in ("accuracy", "end"))
-            right = f"{accuracy.mean:.1f} +- {accuracy.half:.1f} %"
-            each.append(f"{depth} layers {right}, {loss.mean:.2f} +- {loss.half:.2f}")
+            right = f"{accuracy:.1f} %"
+            each.append(f"{depth} layers {right}, {loss:.2f}")
         parts.append(f"{way}: {'; '.join(each)}")
     return (
         f"test accuracy and training loss after {result['steps']} steps: {'. '.join(parts)} (n ="

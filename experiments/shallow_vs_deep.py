@@ -138,8 +138,7 @@ def say(result: dict[str, Any]) -> str:
 
 
 def _shown(values: list[float]) -> str:
-    found = spread(values)
-    return f"{found.mean:.1f}" + (f" +- {found.half:.1f}" if found.n > 1 else "")
+    return f"{spread(values):.1f}"
 
 
 def _margin(result: dict[str, Any], size: str) -> float:

@@ -247,7 +247,7 @@ def measure(task: Task, *, sizes: Sequence[int], seeds: int, steps: int) -> list
         gain = spread(gains)
         row = {"part": task.name, "way": "gain", "images_per_class": size, "accuracy": gains}
         rows.append(row | {"mean": gain.mean, "interval_95": gain.half})
-        print(f"  fine-tuning over scratch: {gain.mean:+.2f} +- {gain.half:.2f} points", flush=True)
+        print(f"  fine-tuning over scratch: {gain:+.2f} points", flush=True)
     return rows
 
 

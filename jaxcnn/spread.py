@@ -19,6 +19,10 @@ class Spread(NamedTuple):
     def interval(self) -> tuple[float, float]:
         return self.mean - self.half, self.mean + self.half
 
+    def __format__(self, spec: str) -> str:
+        """The mean and `half`, each by `spec`: "82.41 +- 0.63" by ".2f"; where n is 1, the mean alone."""
+        return f"{self.mean:{spec}}" + (f" +- {self.half:{spec.removeprefix('+')}}" if self.n > 1 else "")
+
 
 def spread(values: Sequence[float]) -> Spread:
     """Of independent runs, one value each; `InputError` without any."""

@@ -14,6 +14,7 @@ from jaxcnn.config import Data, Experiment, Model, Optim, Train
 from jaxcnn.errors import InputError
 from jaxcnn.figures import Bench, table
 from jaxcnn.figures.run import plain
+from jaxcnn.files import load_file
 from jaxcnn.plots import band, bands, dots
 from jaxcnn.seeds import SeedsResult
 
@@ -46,6 +47,13 @@ def test_a_result_says_where_it_comes_from(path):
     assert len(commit) == 40, "made by code that was not committed"
     assert result["result"]["seeds"] == list(range(len(result["result"]["seeds"])))
     assert path.stat().st_size < 100_000
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_what_is_said_follows_from_the_numbers(path):
+    result = json.loads(path.read_text())
+    figure = load_file(EXPERIMENTS / f"{path.stem}.py")
+    assert figure["say"](result["result"]) == result["measured"]
 
 
 def test_the_readme_of_the_experiments_is_made_of_the_results():

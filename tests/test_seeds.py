@@ -142,6 +142,12 @@ def test_spread_is_students(n):
     assert found.std == pytest.approx(values.std(ddof=1))
 
 
+def test_a_spread_reads_as_mean_and_half_of_its_interval():
+    assert f"{spread([1.0, 2.0, 3.0]):.2f}" == "2.00 +- 2.48"  # t(0.975, 2) = 4.303, over sqrt(3)
+    assert f"{spread([1.0, 2.0, 3.0]):+.1f}" == "+2.0 +- 2.5"
+    assert f"{spread([1.5]):.1f}" == "1.5"
+
+
 def test_spread_of_one_and_of_none():
     assert spread([4.0])[:2] == (1, 4.0)
     assert np.isnan(spread([4.0]).half)
