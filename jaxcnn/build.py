@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcnn import losses, models, optim, parallel
+from jaxcnn import losses, models, optim
 from jaxcnn.config import Data, Experiment, Model, total_steps
 from jaxcnn.data import preprocess, sources
 from jaxcnn.data.augment import Augmentation, augment
 from jaxcnn.data.loader import check_batch_size, gather
 from jaxcnn.data.preprocess import Preprocessing
 from jaxcnn.errors import InputError
+from jaxcnn.train.elastic import check_parts
 from jaxcnn.transfer import Frozen
 from jaxcnn.types import Array, ArrayLike, Batch
 
@@ -97,7 +98,7 @@ def parts(experiment: Experiment, data: Splits, *, devices: int, net: nn.Module 
     if net is None:
         net = module(experiment.model, num_classes=len(data.classes), freeze=experiment.optim.freeze)
     transformation, schedule = optimizer(experiment, steps=steps)
-    parallel.check_divisible(batch_size, devices=devices, accumulate=experiment.train.accumulate)
+    check_parts(batch_size, devices=devices, accumulate=experiment.train.accumulate, shards=experiment.train.elastic)
     parameters = check_model(net, data.train.images)
     check_batch_size(batch_size, examples=examples)
     return Parts(net, transformation, schedule, steps, parameters)
@@ -135,7 +136,8 @@ def fit_options(experiment: Experiment, made: Parts, preprocessing: Preprocessin
         "keep_latest": settings.keep_latest,
         "keep_best": settings.keep_best,
         "parallel_mode": settings.parallel,
-        "steps_per_call": 1 if jax.default_backend() == "cpu" else settings.steps_per_call,
+        "shards": settings.elastic,
+        "steps_per_call": 1 if jax.default_backend() == "cpu" or settings.elastic else settings.steps_per_call,
         "tensorboard": settings.tensorboard,
     }
 

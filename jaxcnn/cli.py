@@ -203,7 +203,7 @@ def _train_command(experiment: Experiment, full: Experiment | None, args: list[s
         stop = stack.enter_context(stop_on_signals())
         from jaxcnn import platform
 
-        platform.setup(deterministic=experiment.train.deterministic)
+        platform.setup(deterministic=experiment.train.deterministic, elastic=experiment.train.elastic)
         if launch.smoke and launch.runs_dir == Path("checkpoints"):
             temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxcnn-smoke-"))
             launch = dataclasses.replace(launch, runs_dir=Path(temporary))

@@ -117,6 +117,9 @@ class Train:
     """Steps compiled into one call, for accelerators that are faster than their host's dispatch; 1 on CPU."""
     deterministic: bool = False
     """On GPU: only kernels that give the same bits every time."""
+    elastic: int = 0
+    """Virtual shards of a batch, each augmented and normalised by itself, so that the result does not depend on the
+    number of devices, processes or cores; at most so many devices can share the work. 0 is off."""
     tensorboard: bool = False
 
 
@@ -171,6 +174,7 @@ def validate(experiment: Experiment) -> Experiment:
         ("--train.keep-latest", train.keep_latest, 2),
         ("--train.keep-best", train.keep_best, 1),
         ("--train.accumulate", train.accumulate, 1),
+        ("--train.elastic", train.elastic, 0),
         ("--train.early-stopping", train.early_stopping, 0),
         ("--train.max-skipped", train.max_skipped, 1),
         ("--train.steps-per-call", train.steps_per_call, 1),
@@ -181,6 +185,10 @@ def validate(experiment: Experiment) -> Experiment:
     for flag, value in [("--optim.learning-rate", optim.learning_rate), ("--train.epochs", train.epochs)]:
         if value is not None and not (math.isfinite(value) and value > 0):
             raise InputError(f"{flag} {value} must be a positive number")
+    if train.elastic and (train.accumulate > 1 or train.parallel == "pmap"):
+        raise InputError(
+            f"--train.elastic {train.elastic} divides the batch itself: give neither --train.accumulate nor pmap"
+        )
     if optim.clip_norm is not None and not optim.clip_norm > 0:
         raise InputError(f"--optim.clip-norm {optim.clip_norm} must be positive")
     for flag, value in [

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcnn.errors import InputError
 from jaxcnn.losses import central
@@ -104,10 +105,11 @@ class Totals:
         self.counts: dict[str, int] = {}
 
     def add(self, totals: Mapping[str, Total]) -> None:
-        """Add one batch, of the device (for which this waits) or of the host."""
+        """Add one batch, of the device (for which this waits) or of the host; or several, in order, of arrays (n,)."""
         for name, total in totals.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(total.sum)
-            self.counts[name] = self.counts.get(name, 0) + int(total.count)
+            sums, counts = np.asarray(total.sum, np.float64), np.asarray(total.count, np.float64)
+            self.sums[name] = self.sums.get(name, 0.0) + float(sums.sum())
+            self.counts[name] = self.counts.get(name, 0) + int(counts.sum())
 
     def means(self) -> dict[str, float]:
         """sum / count of each metric. Raises InputError where no example was counted."""

@@ -1,6 +1,6 @@
 """The device mesh and the two shardings of a training run: the state everywhere, the batch divided."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +25,30 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def by_example(mesh: Mesh) -> NamedSharding:
     """The first axis of an array divided over the devices."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+
+
+def place(tree: PyTree, sharding: NamedSharding) -> PyTree:
+    """Host arrays, the same in every process, on the devices: no process sends anything to another."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def placed(array: np.ndarray) -> jax.Array:
+        array = np.asarray(array)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(placed, tree)
+
+
+def place_rows(arrays: Mapping[str, np.ndarray], rows: np.ndarray, sharding: NamedSharding) -> dict[str, jax.Array]:
+    """Of each array (n, ...) the `rows` (b,), of which a process takes only those of its own devices."""
+    if jax.process_count() == 1:
+        return jax.device_put({name: array[rows] for name, array in arrays.items()}, sharding)
+
+    def placed(array: np.ndarray) -> jax.Array:
+        shape = (len(rows), *array.shape[1:])
+        return jax.make_array_from_callback(shape, sharding, lambda index: array[rows[index[:1]]])  # type: ignore[index]
+
+    return {name: placed(array) for name, array in arrays.items()}
 
 
 def check_divisible(batch_size: int, *, devices: int, accumulate: int = 1) -> None:

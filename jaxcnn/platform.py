@@ -18,16 +18,19 @@ _CPU_FLAG_VERSIONS = ("0.10.2", "0.11.2")
 _GPU_DETERMINISTIC = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=0")
 
 
-def setup(*, deterministic: bool = False, compile_cache: bool = True) -> None:
+def setup(*, deterministic: bool = False, elastic: int = 0, compile_cache: bool = True) -> None:
     """Sets XLA flags and JAX options for this process.
 
     Flags that the user already gave in `XLA_FLAGS` win. The compile cache lies in `JAX_COMPILATION_CACHE_DIR`
-    or `~/.cache/jaxcnn/xla`.
+    or `~/.cache/jaxcnn/xla`. With `elastic` virtual shards the number of threads, which CPU kernels divide their sums
+    by, is that of the shards, whatever the number of cores and devices.
     """
     import jaxlib
 
     flags = os.environ.get("XLA_FLAGS", "").split()
-    wanted: list[str] = list(_GPU_DETERMINISTIC) if deterministic else []
+    wanted: list[str] = list(_GPU_DETERMINISTIC) if deterministic or elastic else []
+    if elastic:
+        os.environ["NPROC"] = str(elastic)  # the threads of XLA's CPU client, unless its devices are more
     if jaxlib.__version__ in _CPU_FLAG_VERSIONS:
         wanted.append(_CPU_FLAG)
     _keep_freed_memory()

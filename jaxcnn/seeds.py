@@ -21,8 +21,8 @@ from jaxcnn.metrics import Metric, Totals
 from jaxcnn.spread import Spread, spread
 from jaxcnn.train.log import Progress
 from jaxcnn.train.loop import Arrays, example
-from jaxcnn.train.state import TrainState, state_maker
-from jaxcnn.train.step import CLASSIFY, Prepare, make_eval_step, make_train_step
+from jaxcnn.train.state import Prepare, TrainState, state_maker
+from jaxcnn.train.step import CLASSIFY, make_eval_step, make_train_step
 from jaxcnn.types import Array, Batch, PyTree
 
 Line = dict[str, Any]

@@ -69,7 +69,7 @@ def main(args: Sequence[str]) -> int:
         stop = stack.enter_context(stop_on_signals())
         from jaxcnn import platform
 
-        platform.setup(deterministic=experiment.train.deterministic)
+        platform.setup(deterministic=experiment.train.deterministic, elastic=experiment.train.elastic)
         if launch.smoke:
             flags = dataclasses.replace(flags, trials=min(flags.trials, max(SMOKE_TRIALS, flags.rounds)))
             if launch.runs_dir == Path("checkpoints"):

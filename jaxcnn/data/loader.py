@@ -45,12 +45,11 @@ class TrainFeed:
         if steps > 1:
             rows = np.stack([self.indices(step + i) for i in range(steps)])
             sharding = NamedSharding(self.mesh, PartitionSpec(None, DATA_AXIS))
-            return {"store": self.store, "indices": jax.device_put(rows, sharding)}
+            return {"store": self.store, "indices": parallel.place(rows, sharding)}
         rows, sharding = self.indices(step), parallel.by_example(self.mesh)
         if self.store is not None:  # to one device the call itself takes them, faster than device_put
-            return {"store": self.store, "indices": rows if self.mesh.size == 1 else jax.device_put(rows, sharding)}
-        batch = {"image": self.images[rows], "label": self.labels[rows]}
-        return jax.device_put(batch, sharding)
+            return {"store": self.store, "indices": rows if self.mesh.size == 1 else parallel.place(rows, sharding)}
+        return parallel.place_rows({"image": self.images, "label": self.labels}, rows, sharding)
 
 
 def check_batch_size(batch_size: int, *, examples: int) -> None:
@@ -79,7 +78,7 @@ def train_feed(
         resident = images.nbytes <= RESIDENT_BYTES
     store = None
     if resident:
-        store = jax.device_put({"image": images, "label": labels}, parallel.replicated(mesh))
+        store = parallel.place({"image": images, "label": labels}, parallel.replicated(mesh))
     return TrainFeed(images, labels, batch_size, seed, mesh, store)
 
 
@@ -91,15 +90,15 @@ def gather(batch: Batch) -> Batch:
 
 
 def eval_batches(
-    images: np.ndarray, labels: np.ndarray, *, batch_size: int, mesh: Mesh
+    images: np.ndarray, labels: np.ndarray, *, batch_size: int, mesh: Mesh, shards: int = 0
 ) -> Callable[[], Iterator[Batch]]:
     """Batches of every example exactly once, in order: `image`, `label` and `mask` (b,), 0 for padding.
 
-    The size is rounded up to a multiple of the devices, and the last batch padded to it by repeating its last
-    example. Returns a function, so that one split can be evaluated again and again.
+    The size is rounded up to a multiple of the devices, or of the virtual `shards`, and the last batch padded to it by
+    repeating its last example. Returns a function, so that one split can be evaluated again and again.
     """
-    devices = mesh.size
-    size = -(-min(batch_size, len(labels)) // devices) * devices
+    multiple = shards or mesh.size
+    size = -(-min(batch_size, len(labels)) // multiple) * multiple
     sharding = parallel.by_example(mesh)
 
     def batches() -> Iterator[Batch]:
@@ -107,6 +106,6 @@ def eval_batches(
             rows = np.minimum(np.arange(start, start + size), len(labels) - 1)
             mask = (np.arange(start, start + size) < len(labels)).astype(np.float32)
             batch = {"image": images[rows], "label": labels[rows], "mask": mask}
-            yield jax.device_put(batch, sharding)
+            yield parallel.place(batch, sharding)
 
     return batches

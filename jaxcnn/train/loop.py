@@ -21,8 +21,9 @@ from jaxcnn.losses import LossFn
 from jaxcnn.metrics import Metric
 from jaxcnn.signals import Stopped, StopRequest, stop_on_signals
 from jaxcnn.train import log, rng
-from jaxcnn.train.state import TrainState, create_state
-from jaxcnn.train.step import CLASSIFY, Prepare, Totals, TrainStep, make_eval_step, make_train_step, scan_steps
+from jaxcnn.train.elastic import check_parts
+from jaxcnn.train.state import Prepare, Totals, TrainState, TrainStep, create_state
+from jaxcnn.train.step import CLASSIFY, make_eval_step, make_train_step, scan_steps
 from jaxcnn.tree import unflatten
 from jaxcnn.types import Batch, PyTree
 
@@ -78,6 +79,7 @@ def fit(
     variables: Mapping[str, PyTree] | None = None,
     mesh: Mesh | None = None,
     parallel_mode: Literal["jit", "pmap"] = "jit",
+    shards: int = 0,
     steps_per_call: int = 1,
     tensorboard: bool = False,
     quiet: bool = False,
@@ -91,7 +93,8 @@ def fit(
     `validation` is evaluated every `eval_every` steps, and the checkpoint with the highest `select_by` (the lowest
     loss) is the one that is tested; without it `test` is evaluated then, and selects nothing. `prepare` augments and
     normalises training batches inside the step, `prepare_eval` normalises evaluation batches. `learning_rate` is
-    only logged. `on_evaluation(step, result)` hears of each evaluation during training, in order, once the step's
+    only logged. With `shards` the result does not depend on the number of devices (`jaxcnn.train.elastic`).
+    `on_evaluation(step, result)` hears of each evaluation during training, in order, once the step's
     line and checkpoint are written; a resumed run tells it of the earlier ones first. It may raise, which ends the
     run after a save.
 
@@ -109,7 +112,9 @@ def fit(
         raise unknown("metric to select by", select_by, ["loss", *metrics])
     if early_stopping and not (validation is not None and eval_every):
         raise InputError("early stopping needs a validation split and eval_every")
-    parallel.check_divisible(batch_size, devices=mesh.size, accumulate=accumulate)
+    if shards and (accumulate > 1 or steps_per_call > 1 or parallel_mode == "pmap"):
+        raise InputError(f"shards {shards} divide the batch: give neither accumulate nor steps_per_call nor pmap")
+    check_parts(batch_size, devices=mesh.size, accumulate=accumulate, shards=shards)
     feed = train if callable(train) else train_feed(*train, batch_size=batch_size, seed=seed, mesh=mesh)
     resident = isinstance(feed, TrainFeed) and feed.store is not None
     if steps_per_call > 1 and (parallel_mode == "pmap" or not resident):
@@ -123,10 +128,13 @@ def fit(
         prepare=prepare,
         ema_decay=ema_decay,
         accumulate=accumulate,
+        shards=shards,
         mesh=mesh,
         parallel_mode=parallel_mode,
     )
-    eval_step = make_eval_step(module, loss_fn=eval_loss_fn or loss_fn, metrics=metrics, prepare=prepare_eval)
+    eval_step = make_eval_step(
+        module, loss_fn=eval_loss_fn or loss_fn, metrics=metrics, prepare=prepare_eval, shards=shards, mesh=mesh
+    )
     with jax.set_mesh(mesh), stop_on_signals() as stop:
         loop = _Loop(
             step=step,
@@ -135,8 +143,8 @@ def fit(
             stop=stop,
             steps=steps,
             batch_size=batch_size,
-            validation=_batches(validation, eval_batch_size, mesh),
-            test=_batches(test, eval_batch_size, mesh),
+            validation=_batches(validation, eval_batch_size, mesh, shards),
+            test=_batches(test, eval_batch_size, mesh, shards),
             seed=seed,
             select_by=select_by,
             learning_rate=learning_rate,
@@ -175,10 +183,10 @@ def example(feed: Callable[[int], Batch], prepare: Prepare | None) -> jax.ShapeD
     return jax.ShapeDtypeStruct((1, *image.shape[1:]), image.dtype)
 
 
-def _batches(data: Arrays | Batches | None, batch_size: int, mesh: Mesh) -> Batches | None:
+def _batches(data: Arrays | Batches | None, batch_size: int, mesh: Mesh, shards: int) -> Batches | None:
     if data is None or callable(data):
         return data
-    return eval_batches(*data, batch_size=batch_size, mesh=mesh)
+    return eval_batches(*data, batch_size=batch_size, mesh=mesh, shards=shards)
 
 
 EvalStep = Callable[[Mapping[str, PyTree], Batch], Totals]
@@ -366,8 +374,8 @@ class _Loop:
         now = time.monotonic()
         steps, seconds = self.at - self.clock_step, now - self.clock
         line: dict[str, Any] = {"step": self.at, "loss": means.pop("loss"), **means}
-        if isinstance(self.feed, TrainFeed):
-            line["epoch"] = round(self.at * self.batch_size / self.feed.examples, 4)
+        if examples := getattr(self.feed, "examples", None):
+            line["epoch"] = round(self.at * self.batch_size / examples, 4)
         if self.learning_rate is not None:
             updates = self.at - 1 - int(self.state.counters["skipped"])  # a skipped step is none for the optimiser
             line["learning_rate"] = float(np.asarray(self.learning_rate(updates)))

@@ -1,7 +1,8 @@
-"""What a training run is at one step: arrays only, so that a checkpoint is the state."""
+"""What a training run is at one step: arrays only, so that a checkpoint is the state; and what a step is made of."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -13,9 +14,10 @@ from jax.sharding import Mesh
 
 from jaxcnn import optim, parallel
 from jaxcnn.layers import draws
+from jaxcnn.metrics import Total
 from jaxcnn.train import rng
 from jaxcnn.tree import flatten, unflatten
-from jaxcnn.types import Array, PyTree
+from jaxcnn.types import Array, Batch, PyTree
 
 
 @flax.struct.dataclass
@@ -35,6 +37,21 @@ class TrainState:
         if self.ema is not None:
             return {"params": self.ema["params"], **self.ema["collections"]}
         return {"params": self.params, **self.collections}
+
+
+Prepare = Callable[[Batch, Array], Batch]
+"""(batch, key) -> batch: what stands before the model, augmentation and preprocessing say."""
+Totals = dict[str, Total]
+TrainStep = Callable[[TrainState, Batch, Any], tuple[TrainState, Totals]]
+"""(state, batch, seed) -> (state, totals)."""
+
+
+class Gradient(NamedTuple):
+    """What one pass over a batch gives: the collections it leaves, the gradient of the mean loss, sums and counts."""
+
+    collections: PyTree
+    grads: PyTree
+    totals: Totals
 
 
 def create_state(

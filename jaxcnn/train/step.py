@@ -1,6 +1,7 @@
 """One training step and one evaluation step, as pure functions: compiled by jit over a mesh, or by pmap."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -16,15 +17,9 @@ from jaxcnn.errors import InputError
 from jaxcnn.layers.stacks import joined
 from jaxcnn.losses import LossFn, classification
 from jaxcnn.metrics import Metric, Total
-from jaxcnn.train import rng
-from jaxcnn.train.state import TrainState
+from jaxcnn.train import elastic, rng
+from jaxcnn.train.state import Gradient, Prepare, Totals, TrainState, TrainStep
 from jaxcnn.types import DATA_AXIS, Array, Batch, PyTree
-
-Prepare = Callable[[Batch, Array], Batch]
-"""(batch, key) -> batch: what stands before the model, augmentation and preprocessing say."""
-Totals = dict[str, Total]
-TrainStep = Callable[[TrainState, Batch, Any], tuple[TrainState, Totals]]
-"""(state, batch, seed) -> (state, totals)."""
 
 CLASSIFY = classification()
 
@@ -38,6 +33,7 @@ def make_train_step(
     prepare: Prepare | None = None,
     ema_decay: float | None = None,
     accumulate: int = 1,
+    shards: int = 0,
     mesh: Mesh | None = None,
     parallel_mode: Literal["jit", "pmap"] = "jit",
 ) -> TrainStep:
@@ -47,39 +43,30 @@ def make_train_step(
     result is not finite changes neither params nor optimiser nor collections, only the counters. An infinite gradient
     reaches the optimiser as NaN, which no clipping hides.
     With `accumulate` n the batch is divided into n micro-batches of every n-th example; each is normalised by
-    itself and moves the BatchNorm statistics in turn, and the gradients are averaged.
+    itself and moves the BatchNorm statistics in turn, and the gradients are averaged. With `shards` n the result does
+    not depend on the number of devices (`elastic`): the batch is that of n virtual shards.
     """
+    gradient = make_gradient(module, loss_fn=loss_fn, metrics=metrics)
 
     def step(state: TrainState, batch: Batch, seed: Array, axis: str | None = None) -> tuple[TrainState, Totals]:
         dropout = rng.stream(seed, "dropout", state.step)
 
-        def loss_of(params: PyTree, collections: PyTree, part: Batch, index: int | Array):
-            outputs, collections = module.apply(
-                {"params": params, **collections},
-                part["image"],
-                train=True,
-                mutable=list(collections),
-                rngs={"dropout": jax.random.fold_in(dropout, index)},
-            )
-            losses = loss_fn(outputs, part)
-            totals = {"loss": Total(losses.sum(), jnp.float32(losses.size))}
-            totals |= {name: metric(outputs, part) for name, metric in metrics.items()}
-            return losses.mean(), (dict(collections), totals)
-
         def one(carry, part_and_index):
             collections, grads, totals = carry
-            (_, (collections, new_totals)), new_grads = jax.value_and_grad(loss_of, has_aux=True)(
-                state.params, collections, *part_and_index
-            )
-            return (collections, _add(grads, new_grads), _add(totals, new_totals)), None
+            part, index = part_and_index
+            new = gradient(state.params, collections, part, jax.random.fold_in(dropout, index))
+            return (new.collections, _add(grads, new.grads), _add(totals, new.totals)), None
 
         collections, grads, totals = _over_microbatches(one, state.collections, batch, accumulate)
         grads = jax.tree.map(lambda g: g / accumulate, grads)
         if axis is not None:
             grads, totals = jax.lax.pmean(grads, axis), jax.lax.psum(totals, axis)
-        return _next_state(state, collections, grads, totals, optimizer=optimizer, ema_decay=ema_decay)
+        return update(state, Gradient(collections, grads, totals))
 
+    update = partial(next_state, optimizer=optimizer, ema_decay=ema_decay)
     prepare = prepare or (lambda batch, key: gather(batch))
+    if shards:
+        return elastic.train_step(gradient, prepare, update, shards=shards, mesh=mesh or parallel.make_mesh())
     if parallel_mode == "pmap":
         return _pmapped(step, prepare, mesh or parallel.make_mesh())
 
@@ -89,16 +76,36 @@ def make_train_step(
     return jax.jit(whole, donate_argnums=0)
 
 
-def _next_state(
-    state: TrainState,
-    collections: PyTree,
-    grads: PyTree,
-    totals: Totals,
-    *,
-    optimizer: optax.GradientTransformation,
-    ema_decay: float | None,
+def make_gradient(
+    module: nn.Module, *, loss_fn: LossFn, metrics: Mapping[str, Metric]
+) -> Callable[[PyTree, PyTree, Batch, Array], Gradient]:
+    """`gradient(params, collections, batch, dropout_key)`, in training mode."""
+
+    def loss_of(params: PyTree, collections: PyTree, batch: Batch, key: Array):
+        outputs, collections = module.apply(
+            {"params": params, **collections},
+            batch["image"],
+            train=True,
+            mutable=list(collections),
+            rngs={"dropout": key},
+        )
+        losses = loss_fn(outputs, batch)
+        totals = {"loss": Total(losses.sum(), jnp.float32(losses.size))}
+        totals |= {name: metric(outputs, batch) for name, metric in metrics.items()}
+        return losses.mean(), (dict(collections), totals)
+
+    def gradient(params: PyTree, collections: PyTree, batch: Batch, key: Array) -> Gradient:
+        grads, (collections, totals) = jax.grad(loss_of, has_aux=True)(params, collections, batch, key)
+        return Gradient(collections, grads, totals)
+
+    return gradient
+
+
+def next_state(
+    state: TrainState, gradient: Gradient, *, optimizer: optax.GradientTransformation, ema_decay: float | None
 ) -> tuple[TrainState, Totals]:
     """The state after the update, or, where something is not finite, the old one with its counters moved."""
+    collections, grads, totals = gradient
     grads = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, jnp.nan), grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -229,10 +236,14 @@ def make_eval_step(
     loss_fn: LossFn = CLASSIFY,
     metrics: Mapping[str, Metric] = metric_table.CLASSIFICATION,
     prepare: Callable[[Batch], Batch] | None = None,
+    shards: int = 0,
+    mesh: Mesh | None = None,
 ) -> Callable[[Mapping[str, PyTree], Batch], Totals]:
-    """`step(variables, batch) -> totals`: (sum, count) of the loss and of every metric over the rows of `mask`."""
+    """`step(variables, batch) -> totals`: (sum, count) of the loss and of every metric over the rows of `mask`.
 
-    @jax.jit
+    With `shards` they are of each virtual shard, (shards,), to be summed in their order.
+    """
+
     def step(variables: Mapping[str, PyTree], batch: Batch) -> Totals:
         batch = prepare(batch) if prepare else batch
         outputs: Any = module.apply(variables, batch["image"], train=False)
@@ -241,4 +252,4 @@ def make_eval_step(
         totals = {"loss": Total(jnp.where(mask > 0, losses, 0).sum(), mask.sum())}
         return totals | {name: metric(outputs, batch) for name, metric in metrics.items()}
 
-    return step
+    return elastic.eval_step(step, shards=shards, mesh=mesh or parallel.make_mesh()) if shards else jax.jit(step)
