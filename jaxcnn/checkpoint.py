@@ -13,6 +13,7 @@ import math
 import os
 import re
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxcnn import faults, parallel
 from jaxcnn.errors import InputError
 from jaxcnn.files import write_json
 from jaxcnn.tree import flatten, state_sha256
@@ -46,7 +48,10 @@ class Restored:
 
 
 class Checkpoints:
-    """The checkpoints of one run, below `directory` (`directory/STEP/`)."""
+    """The checkpoints of one run, below `directory` (`directory/STEP/`).
+
+    With `asynchronous`, `save` returns once the state is copied, and a thread writes it; `wait` says what became of it.
+    """
 
     def __init__(
         self,
@@ -54,27 +59,60 @@ class Checkpoints:
         *,
         keep_latest: int = 2,
         keep_best: int = 1,
+        asynchronous: bool = False,
         report: Callable[[str], None] = lambda message: print(message, flush=True),
     ):
         self.directory = Path(directory).absolute()
         self.damaged = self.directory.parent / "damaged"
         self.keep_latest, self.keep_best, self.report = keep_latest, keep_best, report
+        self.asynchronous = asynchronous
+        self._writing: threading.Thread | None = None
+        self._failed: CheckpointError | None = None
 
     def save(self, step: int, state: Any, *, loop: Mapping[str, Any], metric: float | None = None) -> None:
-        """Writes the step whole or not at all; `CheckpointError` with path and reason if it cannot be."""
+        """Writes the step whole or not at all; `CheckpointError` with path and reason if it cannot be.
+
+        An asynchronous one first waits for the one before, whose error it raises.
+        """
+        if not self.asynchronous:
+            return self._save(step, flatten(state), loop, metric)
+        self.wait()
+        # Copies: the next step takes the state's memory.
+        arrays = {name: np.array(leaf) for name, leaf in flatten(state).items()}
+
+        def write() -> None:
+            try:
+                self._save(step, arrays, loop, metric)
+            except CheckpointError as error:
+                self._failed = error
+
+        self._writing = threading.Thread(target=write, name=f"checkpoint {step}")
+        self._writing.start()
+
+    def wait(self) -> None:
+        """Returns once no save is under way; `CheckpointError` if the last one failed, once."""
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            raise failed
+
+    def _save(self, step: int, arrays: Mapping[str, Any], loop: Mapping[str, Any], metric: float | None) -> None:
         path = self.directory / str(step)
-        arrays = flatten(state)
+        faults.point("save.begin")
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             if path.exists():  # never committed, or this step again: the manifest is what counts
                 shutil.rmtree(path)
             with _manager(self.directory, read_only=False) as manager:
                 manager.save(step, args=_save_args(arrays, loop))
+            faults.point("save.arrays")
             _write_manifest(path, step=step, arrays=arrays, metric=metric)
         except Exception as error:
             self._discard(path)
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise CheckpointError(f"checkpoint {path} could not be written: {reason}") from error
+            raise CheckpointError(f"checkpoint {path} could not be written: {_reason(error, path, arrays)}") from error
+        faults.point("save.committed")
         self._prune()
 
     def steps(self) -> list[int]:
@@ -148,6 +186,7 @@ class Checkpoints:
         """Removes a step and Orbax's temporary directories of it; without its manifest first, it never counts."""
         with contextlib.suppress(OSError):
             (path / MANIFEST).unlink(missing_ok=True)
+        faults.point("save.discard")
         for leftover in self.directory.glob(f"{path.name}*"):
             if leftover.name == path.name or "tmp" in leftover.name:
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -185,7 +224,7 @@ def _restore_args(entries: Mapping[str, Any]) -> Any:
 
 
 def _placed(arrays: Mapping[str, np.ndarray], sharding: Any, path: Path) -> dict[str, jax.Array]:
-    placed = jax.device_put(dict(arrays), sharding)
+    placed = parallel.place(dict(arrays), sharding)
     for name, array in placed.items():
         if array.dtype != arrays[name].dtype:
             raise InputError(
@@ -193,6 +232,18 @@ def _placed(arrays: Mapping[str, np.ndarray], sharding: Any, path: Path) -> dict
                 " set jax_enable_x64, or --model.dtype as it was"
             )
     return placed
+
+
+def _reason(error: Exception, path: Path, arrays: Mapping[str, Any]) -> str:
+    """The first line of what went wrong; of a full disk also the bytes it has and those it lacks."""
+    text = str(error).strip().splitlines()
+    reason = text[0] if text else type(error).__name__
+    if "no space left" in str(error).lower() or "quota" in str(error).lower():
+        needed = sum(np.asarray(array).nbytes for array in arrays.values())
+        with contextlib.suppress(OSError):
+            free = shutil.disk_usage(path.parent).free
+            reason += f" ({free:,} bytes are free, {needed:,} are needed)"
+    return reason
 
 
 def _write_manifest(path: Path, *, step: int, arrays: Mapping[str, Any], metric: float | None) -> None:
@@ -208,7 +259,8 @@ def _write_manifest(path: Path, *, step: int, arrays: Mapping[str, Any], metric:
     manifest["manifest_sha256"] = _json_sha256(manifest)
     for file in files:  # the manifest vouches for them: they must be on the disk before it is
         _fsync(file)
-    write_json(path / MANIFEST, manifest)
+    faults.point("save.files")
+    write_json(path / MANIFEST, manifest, before=lambda: faults.point("save.manifest"))
     _fsync(path)
     _fsync(path.parent)
 

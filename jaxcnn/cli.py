@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,14 @@ class Launch:
     """A few small steps in a temporary directory, to see that everything runs."""
     full: bool = False
     """The experiment at the paper's scale, where its file gives one."""
+    coordinator: str | None = None
+    """HOST:PORT of the first of several processes; or auto, which asks SLURM, Open MPI, Kubernetes or the TPU pod."""
+    processes: int | None = None
+    """How many processes train this run together."""
+    process: int | None = None
+    """The number of this one, from 0."""
+    async_saves: bool = True
+    """Write checkpoints beside the training; it then stands still for a copy of the state only."""
     accept_environment: bool = False
     """Resume although library versions, XLA flags, device kind or data differ."""
     quiet: bool = False
@@ -106,19 +115,29 @@ def run_program(
 
 def guarded(command: Any, *args: Any) -> int:
     """Turns what went wrong into one line and an exit status."""
+    together = False
     try:
-        return command(*args)
+        status, together = command(*args), True
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        status = 2
     except Stopped as stopped:
         print(f"{stopped}", file=sys.stderr)
-        return stopped.exit_code
+        status, together = stopped.exit_code, True
     except KeyboardInterrupt:
-        return 130
+        status = 130
     except (TrainingFailed, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        status = 1
+    except Exception:
+        processes = sys.modules.get("jaxcnn.processes")
+        if processes is None or not processes.several():
+            raise
+        traceback.print_exc()
+        time.sleep(2 * processes.GRACE)  # if another process's end is the cause, that is said, and this one ended
+        status = 1
+    processes = sys.modules.get("jaxcnn.processes")
+    return processes.end(status, together=together) if processes else status
 
 
 def run_subcommand(
@@ -204,6 +223,12 @@ def _train_command(experiment: Experiment, full: Experiment | None, args: list[s
         from jaxcnn import platform
 
         platform.setup(deterministic=experiment.train.deterministic, elastic=experiment.train.elastic)
+        if (launch.coordinator, launch.processes, launch.process) != (None, None, None):
+            from jaxcnn import processes
+
+            processes.start(launch.coordinator, launch.processes, launch.process)
+            if launch.run is None:
+                raise InputError("several processes need one name for their run: give --run")
         if launch.smoke and launch.runs_dir == Path("checkpoints"):
             temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxcnn-smoke-"))
             launch = dataclasses.replace(launch, runs_dir=Path(temporary))
@@ -226,7 +251,7 @@ def train(experiment: Experiment, launch: Launch, name: str, stop: StopRequest) 
     """Trains one run, or goes on with it, or says that it is finished: (exit status, summary)."""
     import jax
 
-    from jaxcnn import build, report
+    from jaxcnn import build, processes, report
     from jaxcnn.data import preprocess
     from jaxcnn.train import run
     from jaxcnn.train.log import tensorboard
@@ -238,38 +263,51 @@ def train(experiment: Experiment, launch: Launch, name: str, stop: StopRequest) 
     if experiment.train.tensorboard:
         tensorboard()
     path = launch.runs_dir / experiment.name / name
+    environment = run.environment(data=data.digests)
+    processes.same("environment", {field: environment[field] for field in run.REFUSED})
     initial = report.Initial(None, None)
     if experiment.init_from and not (path / "summary.json").exists():  # on resuming too, if no checkpoint is whole
         initial = report.initial(experiment, made.net, data.train.images)
-    stop.check()
+    if not processes.several():
+        stop.check()
 
-    with run.RunDirectory(
-        path,
-        config=config.to_json(experiment),
-        environment=run.environment(data=data.digests),
-        accept_environment=launch.accept_environment,
-        upgrade=lambda old: config.to_json(config.from_json(old)),
-    ) as directory:
-        for warning in directory.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
-        if (summary := directory.read("summary.json")) is not None:
-            print(f"run {directory.path} is finished")
-            report.show(summary, quiet=launch.quiet)
+    with contextlib.ExitStack() as stack:
+
+        def open_run() -> dict[str, Any] | None:
+            """Its summary, if it is finished."""
+            directory = stack.enter_context(
+                run.RunDirectory(
+                    path,
+                    config=config.to_json(experiment),
+                    environment=environment,
+                    accept_environment=launch.accept_environment,
+                    upgrade=lambda old: config.to_json(config.from_json(old)),
+                )
+            )
+            for warning in directory.warnings:
+                print(f"warning: {warning}", file=sys.stderr)
+            if (summary := directory.read("summary.json")) is not None:
+                return summary
+            directory.require_space(64 * made.parameters + (1 << 20))
+            directory.write("data.json", {"classes": list(data.classes), "input": list(data.train.images.shape[1:])})
+            kept = directory.path / "preprocessing.npz"  # of the training split that the run began with
+            if not kept.exists():
+                preprocess.fit(experiment.data.preprocessing, data.train.images).save(kept)
+            return None
+
+        say = processes.first() and not launch.quiet
+        if (summary := processes.from_first(open_run)) is not None:
+            if processes.first():
+                print(f"run {path.absolute()} is finished")
+                report.show(summary, quiet=launch.quiet)
             return 0, summary
-        directory.require_space(64 * made.parameters + (1 << 20))
-        kept = directory.path / "preprocessing.npz"
-        if kept.exists():  # of the training split that the run began with
-            preprocessing = preprocess.load(kept)
-        else:
-            preprocessing = preprocess.fit(experiment.data.preprocessing, data.train.images)
-            preprocessing.save(kept)
+        preprocessing = preprocess.load(path / "preprocessing.npz")
         if initial.pixels and (difference := report.other_pixels(experiment, preprocessing, initial.pixels)):
             print(f"warning: {difference}", file=sys.stderr)
-        directory.write("data.json", {"classes": list(data.classes), "input": list(data.train.images.shape[1:])})
-        if not launch.quiet:
+        if say:
             print(
                 f"{experiment.model.name}, {made.parameters:,} parameters, on {data_line(experiment, data)}:"
-                f" {made.steps} steps on {jax.device_count()} x {jax.devices()[0].device_kind}\nrun {directory.path}",
+                f" {made.steps} steps on {jax.device_count()} x {jax.devices()[0].device_kind}\nrun {path.absolute()}",
                 flush=True,
             )
         result = fit(
@@ -277,13 +315,15 @@ def train(experiment: Experiment, launch: Launch, name: str, stop: StopRequest) 
             (data.train.images, data.train.labels),
             validation=(data.validation.images, data.validation.labels) if data.validation else None,
             test=(data.test.images, data.test.labels),
-            directory=directory.path,
+            directory=path,
             variables=initial.variables,
             quiet=launch.quiet,
+            asynchronous_saves=launch.async_saves,
             **build.fit_options(experiment, made, preprocessing, data),
         )
-        summary = report.finish(directory, result, made, data, preprocessing, experiment)
-        report.show(summary, quiet=launch.quiet)
+        summary = report.finish(path.absolute(), result, made, data, preprocessing, experiment)
+        if processes.first():
+            report.show(summary, quiet=launch.quiet)
         if result.unsaved:
             print(f"error: the last checkpoint was not saved: {result.unsaved}", file=sys.stderr)
             return 1, summary

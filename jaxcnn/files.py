@@ -5,7 +5,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,22 +13,26 @@ from jaxcnn.errors import InputError
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that takes the name `path` at the end, once it is on the disk; none remains of a failure."""
+def replacing(path: Path, *, before: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
+    """A file to write to that takes the name `path` at the end, once it is on the disk; none remains of a failure.
+
+    `before` is called between the two.
+    """
     temporary = path.with_name(f"{path.name}.partial")
     try:
         with open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        before()
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, values: Any) -> None:
+def write_json(path: Path, values: Any, *, before: Callable[[], None] = lambda: None) -> None:
     """Ends with the closing brace: a file cut short by a single byte is no JSON any more."""
-    with replacing(path) as file:
+    with replacing(path, before=before) as file:
         file.write(json.dumps(values, indent=1).encode())
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from flax.traverse_util import unflatten_dict
 
-from jaxcnn import build, metrics, models, parallel
+from jaxcnn import build, faults, metrics, models, parallel, processes
 from jaxcnn.checkpoint import Checkpoints
 from jaxcnn.config import Experiment
 from jaxcnn.data.loader import eval_batches
@@ -26,7 +26,7 @@ from jaxcnn.pretrained.pixels import PREPROCESSINGS, Pixels, of_fitted
 from jaxcnn.pretrained.read import READERS
 from jaxcnn.spread import spread
 from jaxcnn.train.loop import FitResult
-from jaxcnn.train.run import RunDirectory, read_json
+from jaxcnn.train.run import read_json
 from jaxcnn.train.state import create_state
 from jaxcnn.transfer import merge
 from jaxcnn.tree import state_sha256
@@ -34,14 +34,14 @@ from jaxcnn.types import PyTree
 
 
 def finish(
-    directory: RunDirectory,
+    run: Path,
     result: FitResult,
     made: build.Parts,
     data: build.Splits,
     preprocessing: Preprocessing,
     experiment: Experiment,
 ) -> dict[str, Any]:
-    """Writes `summary.json`, which makes the run finished, then the pictures; returns the summary."""
+    """Writes `summary.json` in the directory `run`, which makes it finished, then the pictures; returns the summary."""
     summary = {
         "final_step": result.step,
         "selected_step": result.selected_step,
@@ -52,12 +52,14 @@ def finish(
         "skipped_steps": int(result.state.counters["skipped"]),
         "seed": experiment.seed,
     }
-    if result.unsaved is None:
-        directory.write("summary.json", summary)
-    curves(result.history, directory.path / "curves.png", title=f"{experiment.name}, seed {experiment.seed}")
+    if result.unsaved is None and processes.first():
+        faults.point("summary")
+        write_json(run / "summary.json", summary)
     prepare = build.prepare_eval(experiment, preprocessing)
     counts = confusion_counts(made.net, result.variables, data, prepare, batch_size=experiment.data.eval_batch_size)
-    confusion(counts, data.classes, directory.path / "confusion.png", title=f"{experiment.name}: test split")
+    if processes.first():
+        curves(result.history, run / "curves.png", title=f"{experiment.name}, seed {experiment.seed}")
+        confusion(counts, data.classes, run / "confusion.png", title=f"{experiment.name}: test split")
     return summary
 
 

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxcnn import faults
 from jaxcnn.errors import InputError
 from jaxcnn.files import replacing
 
-TIMINGS = ("seconds", "images_per_second")
+TIMINGS = ("seconds", "images_per_second", "data_seconds", "checkpoint_seconds")
 """Fields of a line that differ between two runs of the same configuration."""
 
 
@@ -50,6 +51,7 @@ class MetricsLog:
         self._waiting += json.dumps(clean).encode() + b"\n"
         with contextlib.suppress(OSError):
             self._flush()
+        faults.point("log.line")
 
     def _flush(self) -> None:
         if self._file is None:

@@ -12,9 +12,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from jaxcnn import faults, parallel, processes
 from jaxcnn import metrics as metric_table
-from jaxcnn import parallel
-from jaxcnn.checkpoint import CheckpointError, Checkpoints, Restored
+from jaxcnn.checkpoint import CheckpointError, Restored
 from jaxcnn.data.loader import TrainFeed, eval_batches, gather, train_feed
 from jaxcnn.errors import InputError, TrainingFailed, unknown
 from jaxcnn.losses import LossFn
@@ -22,6 +22,7 @@ from jaxcnn.metrics import Metric
 from jaxcnn.signals import Stopped, StopRequest, stop_on_signals
 from jaxcnn.train import log, rng
 from jaxcnn.train.elastic import check_parts
+from jaxcnn.train.record import Record
 from jaxcnn.train.state import Prepare, Totals, TrainState, TrainStep, create_state
 from jaxcnn.train.step import CLASSIFY, make_eval_step, make_train_step, scan_steps
 from jaxcnn.tree import unflatten
@@ -30,6 +31,8 @@ from jaxcnn.types import Batch, PyTree
 Arrays = tuple[np.ndarray, np.ndarray]
 """Inputs (n, h, w, c) and labels (n, ...)."""
 Batches = Callable[[], Iterable[Batch]]
+CALLS_UNDER_WAY = 2
+"""Calls of the step that the device may have before it while the host goes on."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +86,16 @@ def fit(
     steps_per_call: int = 1,
     tensorboard: bool = False,
     quiet: bool = False,
+    asynchronous_saves: bool = False,
+    record: Record | None = None,
     on_evaluation: Callable[[int, dict[str, float]], None] | None = None,
 ) -> FitResult:
     """Trains `module` for `steps` and returns the final state and what was measured.
 
     `train` is a pair of arrays (n, h, w, c) and (n,), or a function of the step that gives a batch. With a
     `directory` the run logs to `metrics.jsonl`, saves checkpoints there, and a second call goes on from the newest
-    verified one, to the same bits as without the stop; one process at a time, which the command line sees to.
+    verified one, to the same bits as without the stop; one run at a time, which the command line sees to. Its
+    checkpoints are written beside the training with `asynchronous_saves`. A `record` stands in its place.
     `validation` is evaluated every `eval_every` steps, and the checkpoint with the highest `select_by` (the lowest
     loss) is the one that is tested; without it `test` is evaluated then, and selects nothing. `prepare` augments and
     normalises training batches inside the step, `prepare_eval` normalises evaluation batches. `learning_rate` is
@@ -157,7 +163,7 @@ def fit(
             mesh=mesh,
             on_evaluation=on_evaluation,
         )
-        stop.check()
+        loop.heed()
         loop.state = create_state(
             module,
             optimizer=optimizer,
@@ -167,7 +173,13 @@ def fit(
             mesh=mesh,
             variables=variables,
         )
-        return loop.run(directory, keep_latest, keep_best, tensorboard=tensorboard, quiet=quiet)
+        record = record or Record(
+            None if directory is None else Path(directory).absolute(),
+            keep_latest=keep_latest,
+            keep_best=keep_best,
+            asynchronous=asynchronous_saves,
+        )
+        return loop.run(record, tensorboard=tensorboard, quiet=quiet)
 
 
 def _check(values: Mapping[str, tuple[int, int]]) -> None:
@@ -247,24 +259,22 @@ class _Loop:
     saved: int = -1
     told: int = 0
     unsaved: str | None = None
+    waited: float = 0.0
+    stalled: float = 0.0
 
-    def run(
-        self, directory: str | Path | None, keep_latest: int, keep_best: int, *, tensorboard: bool, quiet: bool
-    ) -> FitResult:
+    def __post_init__(self) -> None:
+        self.agreed = processes.Agreement(self.mesh) if processes.several() else None
+
+    def run(self, record: Record, *, tensorboard: bool, quiet: bool) -> FitResult:
         self.window = metric_table.Totals()
         self.pending: list[tuple[int, Totals]] = []
-        self.checkpoints, lines, path = None, 0, None
-        if directory is not None:
-            path = Path(directory).absolute()
-            path.mkdir(parents=True, exist_ok=True)
-            self.checkpoints = Checkpoints(path / "checkpoints", keep_latest=keep_latest, keep_best=keep_best)
-            restored = self.checkpoints.restore_latest(sharding=parallel.replicated(self.mesh))
-            if restored is not None:
-                lines = self._resume(restored)
-        self.log = log.MetricsLog(path / "metrics.jsonl" if path else None, keep=lines)
-        self.writer = log.tensorboard().SummaryWriter(str(path / "tensorboard")) if tensorboard and path else None
+        self.record, path = record, record.directory
+        restored = record.restore(parallel.replicated(self.mesh))
+        record.begin(0 if restored is None else self._resume(restored))
+        wanted = tensorboard and processes.first()
+        self.writer = log.tensorboard().SummaryWriter(str(path / "tensorboard")) if wanted and path else None
         self.started = time.monotonic()
-        self.progress = log.Progress(self.steps, start=self.at, quiet=quiet)
+        self.progress = log.Progress(self.steps, start=self.at, quiet=quiet or not processes.first())
         try:
             if self.at:
                 self.progress.say(f"going on from step {self.at} of {self.steps}")
@@ -272,7 +282,7 @@ class _Loop:
             return self._finish()
         finally:
             self.progress.close()
-            self.log.close()
+            record.close()
             if self.writer:
                 self.writer.close()
 
@@ -280,6 +290,7 @@ class _Loop:
         """Takes over a checkpoint; the number of log lines that it stands on."""
         like = jax.eval_shape(lambda: self.state)
         self.state = unflatten(like, restored.arrays, what="checkpoint's arrays")
+        faults.point("restore")
         loop = restored.loop
         self.at = self.saved = restored.step
         self.logged, self.evaluated = loop["logged"], loop["evaluated"]
@@ -288,26 +299,35 @@ class _Loop:
         self.window.sums, self.window.counts = dict(loop["sums"]), dict(loop["counts"])
         return loop["lines"]
 
+    def heed(self, *, lag: int = 0) -> None:
+        """Raises `Stopped` if a signal came, to any of the processes: all of them stop at the same step."""
+        if self.agreed is None:
+            return self.stop.check()
+        if signum := self.agreed(self.stop.signum or 0, lag=lag):
+            raise Stopped(signum)
+
     def _train(self) -> None:
         many = scan_steps(self.step) if self.steps_per_call > 1 else self.step
         self.clock, self.clock_step, first = time.monotonic(), self.at, True
         self._boundary()
         while self.at < self.steps and not self._stopped_early():
             n = self.steps_per_call if self._next_boundary() - self.at >= self.steps_per_call else 1
+            began = time.monotonic()
             batch = self.feed(self.at, steps=n) if n > 1 else self.feed(self.at)  # type: ignore[call-arg]
+            self.waited += time.monotonic() - began
             self.state, totals = (many if n > 1 else self.step)(self.state, batch, np.uint32(self.seed))
             self.pending.append((n, totals))
             self.at += n
             if first:  # compiled by now
                 jax.block_until_ready(totals)
-                self.clock, self.clock_step, first = time.monotonic(), self.at, False
-            # At most two calls under way: a stop is heeded soon, and the device still never waits for the host.
-            jax.block_until_ready(self.pending[max(0, len(self.pending) - 3)][1])
+                self.clock, self.clock_step, self.waited, first = time.monotonic(), self.at, 0.0, False
+            # A stop is heeded soon, and the device still never waits for the host.
+            jax.block_until_ready(self.pending[max(0, len(self.pending) - 1 - CALLS_UNDER_WAY)][1])
             self.progress.step(self.at)
             self._boundary()
         if self.logged < self.at:  # stopped early, between two lines
             self._log_line()
-        self.save()
+        self._save_now()
 
     def _next_boundary(self) -> int:
         every = [n for n in (self.log_every, self.eval_every, self.checkpoint_every) if n]
@@ -327,9 +347,9 @@ class _Loop:
             if self.at and (self.at % self.checkpoint_every == 0 or self.best_step == self.at):
                 self.save()
             self._tell()
-            self.stop.check()
+            self.heed(lag=0 if jax.default_backend() == "cpu" else CALLS_UNDER_WAY)
         except Stopped:
-            self.save()
+            self._save_now()
             raise
 
     def _tell(self) -> None:
@@ -337,7 +357,7 @@ class _Loop:
         if self.on_evaluation is None:
             return
         prefix = f"{self._split}_"
-        for line in self.log.history[self.told :]:
+        for line in self.record.history[self.told :]:
             self.told += 1
             if f"{prefix}loss" not in line or "selected_step" in line:  # the latter: the last test, of a finished run
                 continue
@@ -345,7 +365,7 @@ class _Loop:
             try:
                 self.on_evaluation(line["step"], result)
             except BaseException:
-                self.save()
+                self._save_now()
                 raise
 
     def _drain(self) -> None:
@@ -382,12 +402,14 @@ class _Loop:
         if window.sums["skipped"]:
             line["skipped"] = int(window.sums["skipped"])
         line["images_per_second"] = round(steps * self.batch_size / seconds, 1) if steps else None
+        line["data_seconds"], line["checkpoint_seconds"] = round(self.waited, 3), round(self.stalled, 3)
         line["seconds"] = round(self._seconds(), 3)
+        self.waited = self.stalled = 0.0
         self.clock, self.clock_step, self.logged = now, self.at, self.at
         self._write(line, eta=(self.steps - self.at) * seconds / steps if steps else None)
 
     def _write(self, line: dict[str, Any], *, eta: float | None = None) -> None:
-        self.log.write(line)
+        self.record.write(line)
         self.progress.line(line, eta=eta)
         if self.writer:
             for key, value in line.items():
@@ -397,7 +419,7 @@ class _Loop:
     def _evaluate(self, batches: Batches) -> None:
         """Evaluates the monitored split; with a validation split, keeps the score and early stopping's patience."""
         began = time.monotonic()
-        result = evaluate(self.eval_step, self.state.variables(), batches(), check=self.stop.check)
+        result = evaluate(self.eval_step, self.state.variables(), batches(), check=self.heed)
         self._write({"step": self.at, **{f"{self._split}_{name}": value for name, value in result.items()}})
         self.evaluated = self.at
         self.clock += time.monotonic() - began  # not training time
@@ -409,13 +431,13 @@ class _Loop:
         better = self.score > float(counters["best"])
         if better:
             self.best_step = self.at
-            if self.checkpoints is None:
+            if self.record.directory is None:
                 self.best_variables = jax.device_get(self.state.variables())
         waited = 0 if better else int(counters["evaluations_without_best"]) + 1
         new = {"best": np.float32(self.score if better else counters["best"])}
         new["evaluations_without_best"] = np.int32(waited)  # type: ignore[assignment]
         self.state = self.state.replace(  # type: ignore[attr-defined]
-            counters=counters | jax.device_put(new, parallel.replicated(self.mesh))
+            counters=counters | parallel.place(new, parallel.replicated(self.mesh))
         )
         self.saved = -1  # a checkpoint of this step, made when a stop cut the evaluation short, lacks all this
 
@@ -430,12 +452,12 @@ class _Loop:
 
     def save(self) -> None:
         """A checkpoint of this step, unless it has one. A failure is reported and the run goes on."""
-        if self.checkpoints is None or self.saved == self.at:
+        if self.record.directory is None or self.saved == self.at:
             return
         began = time.monotonic()
         self._drain()
+        self._settle()
         beside = {
-            "lines": self.log.lines,
             "logged": self.logged,
             "evaluated": self.evaluated,
             "best_step": self.best_step,
@@ -445,14 +467,32 @@ class _Loop:
         }
         metric = self.score if self.validation is not None and self.evaluated == self.at else None
         try:
-            self.log.sync()
-            self.checkpoints.save(self.at, self.state, loop=beside, metric=metric)
+            self.record.save(self.at, self.state, loop=beside, metric=metric)
         except (CheckpointError, OSError) as error:
-            self.unsaved = str(error)
-            self.progress.warn(f"{error}; training goes on and tries again at the next checkpoint")
+            self._not_saved(error)
         else:
             self.unsaved, self.saved = None, self.at
-        self.clock += time.monotonic() - began  # not training time
+        seconds = time.monotonic() - began
+        self.stalled += seconds
+        self.clock += seconds  # not training time
+
+    def _settle(self) -> None:
+        """Hears what became of a save under way."""
+        try:
+            self.record.settle()
+        except CheckpointError as error:
+            self._not_saved(error)
+
+    def _not_saved(self, error: Exception) -> None:
+        self.unsaved, self.saved = str(error), -1
+        self.progress.warn(f"{error}; training goes on and tries again at the next checkpoint")
+
+    def _save_now(self) -> None:
+        """A checkpoint of this step that is complete on return, if it can be."""
+        self.save()
+        self._settle()
+        self.save()  # once more, where that one failed
+        self._settle()
 
     def _seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.started
@@ -464,7 +504,7 @@ class _Loop:
             selected, variables = self._best(variables)
         result: dict[str, float] = {}
         if self.test is not None:
-            result = evaluate(self.eval_step, variables, self.test(), check=self.stop.check)
+            result = evaluate(self.eval_step, variables, self.test(), check=self.heed)
             named = {f"test_{name}": value for name, value in result.items()}
             self._write({"step": self.at, "selected_step": selected, **named})
         return FitResult(
@@ -473,16 +513,16 @@ class _Loop:
             selected_step=selected,
             variables=variables,
             test=result,
-            history=self.log.history,
+            history=self.record.history,
             seconds=self._seconds(),
             unsaved=self.unsaved,
         )
 
     def _best(self, fallback: dict[str, PyTree]) -> tuple[int, dict[str, PyTree]]:
-        if self.checkpoints is None:
+        if self.record.directory is None:
             return self.best_step, self.best_variables
         try:
-            arrays = self.checkpoints.restore(self.best_step, sharding=parallel.replicated(self.mesh)).arrays
+            arrays = self.record.restore_step(self.best_step, parallel.replicated(self.mesh)).arrays
         except CheckpointError as error:
             self.progress.warn(f"{error}; testing the last step instead of the best one")
             return self.at, fallback
