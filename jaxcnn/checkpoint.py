@@ -202,7 +202,12 @@ def _manager(directory: Path, *, read_only: bool) -> Any:
     import orbax.checkpoint as ocp
 
     logging.getLogger("absl").setLevel(logging.ERROR)
+    alone = jax.process_index()  # several processes take turns by themselves: none waits for another here
     options = ocp.CheckpointManagerOptions(
+        create=False,
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=alone, active_processes={alone}, barrier_sync_key_prefix=f"process{alone}"
+        ),
         enable_async_checkpointing=False,
         read_only=read_only,
         cleanup_tmp_directories=not read_only,  # a reader must not touch what a training process is writing

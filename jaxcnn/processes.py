@@ -188,7 +188,10 @@ class _Lifeline:
             last = b""
         if last == _WELL or self._leaving:
             return
-        time.sleep(GRACE)
+        if (
+            process
+        ):  # with the first one goes the coordinator, and JAX ends this process by a signal within milliseconds
+            time.sleep(GRACE)
         print(
             f"error: process {process} of {jax.process_count()} ended (its own output may say why): this one ends too."
             " The run is whole up to its newest checkpoint: start all processes again with the same command",
