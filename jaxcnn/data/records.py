@@ -65,9 +65,9 @@ def prepare(
         `skip_corrupt` leaves those out.
     """
     for name, value, low, high in [
-        ("--short-side", short_side or 1, 1, 65535),
+        ("--short-side", 1 if short_side is None else short_side, 1, 65535),
         ("--quality", quality, 1, 100),
-        ("--shards", shards or 1, 1, 99999),
+        ("--shards", 1 if shards is None else shards, 1, 99999),
     ]:
         if not low <= value <= high:
             raise InputError(f"{name} {value} must be from {low} to {high}")
