@@ -70,7 +70,7 @@ def _load(
     data: Data, usual: tuple[int, int, int], data_dir: Path | None, channels: int = 0, workers: int | None = None
 ) -> sources.Dataset:
     size = data.image_size
-    if data.storage == "disk" and size is not None:
+    if data.storage == "disk":
         return sources.load_disk(
             data.name, data_dir=data_dir, image_size=size, area=data.random_resized_crop, workers=workers
         )

@@ -209,8 +209,6 @@ def validate(experiment: Experiment) -> Experiment:
         raise InputError(f"--init-replace {experiment.init_replace!r} belongs to --init-from: give both")
     if data.image_size is not None and min(data.image_size) < 1:
         raise InputError(f"--data.image-size {data.image_size} must be two positive numbers: height and width")
-    if data.storage == "disk" and data.image_size is None:
-        raise InputError("--data.storage disk also needs --data.image-size H W, which every image is scaled to")
     if (area := data.random_resized_crop) is not None:
         if data.storage != "disk":
             raise InputError(f"--data.random-resized-crop {area} needs whole images: give --data.storage disk")

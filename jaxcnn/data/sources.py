@@ -73,7 +73,7 @@ def load_disk(
     name: str,
     *,
     data_dir: Path | str | None = None,
-    image_size: Size,
+    image_size: Size | None,
     area: tuple[float, float] | None = None,
     workers: int | None = None,
 ) -> Dataset:
@@ -83,10 +83,12 @@ def load_disk(
     the range of random crops in training, `workers` the number of processes that decode.
 
     Raises:
-      InputError: another kind of data set; missing or damaged files, but for what is wrong inside an image, which is
+      InputError: another kind of data set; no `image_size`, which every image is scaled to; missing or damaged files, but for what is wrong inside an image, which is
         found when it is decoded.
     """
     root = Path(data_dir) if data_dir is not None else default_data_dir()
+    if image_size is None or min(image_size) < 1:
+        raise InputError(f"image size is {image_size}, images on disk are scaled to one: give --data.image-size H W")
     folder = _folder(name, root)
     if folder is None:
         raise InputError(

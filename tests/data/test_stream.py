@@ -4,6 +4,7 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -290,3 +291,20 @@ def test_workers_end_with_a_trainer_that_was_killed(pets, tmp_path):
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_two_processes_read_their_rows_of_one_global_batch(pets):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    script = Path(__file__).with_name("two_hosts.py")
+    commands = [[sys.executable, str(script), str(i), f"127.0.0.1:{port}", str(pets)] for i in range(2)]
+    hosts = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for c in commands]
+    try:
+        said = [host.communicate(timeout=120)[0] for host in hosts]
+    finally:
+        for host in hosts:
+            host.kill()
+    assert [host.returncode for host in hosts] == [0, 0], said
+    assert all(f"process {i}: 2 evaluation batches" in said[i] for i in range(2)), said
