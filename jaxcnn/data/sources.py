@@ -83,8 +83,8 @@ def load_disk(
     the range of random crops in training, `workers` the number of processes that decode.
 
     Raises:
-      InputError: another kind of data set; no `image_size`, which every image is scaled to; missing or damaged files, but for what is wrong inside an image, which is
-        found when it is decoded.
+      InputError: another kind of data set; no `image_size`, which every image is scaled to; missing or damaged
+        files, but for what is wrong inside an image, which is found when it is decoded.
     """
     root = Path(data_dir) if data_dir is not None else default_data_dir()
     if image_size is None or min(image_size) < 1:
