@@ -1,7 +1,13 @@
 """Training, evaluation and prediction on images that stay on disk, by the command line."""
 
 import json
+import multiprocessing
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +73,7 @@ def test_a_prepared_set_and_workers_give_the_same_bits(root):
     prepare(root / "data" / "pets", root / "other" / "pets", shards=3)
     args = ["--data-dir", root / "other", "--runs-dir", root / "runs", "--run", "prepared", "--quiet"]
     assert jaxcnn("train", *FLAGS, *args, "--workers", "1") == 0
+    assert multiprocessing.active_children() == []
     assert summary(root, "prepared")["state_sha256"] == summary(root, "first")["state_sha256"]
 
 
@@ -129,3 +136,37 @@ def test_fitted_preprocessing_is_refused(root):
     data = load_disk("pets", data_dir=root / "data", image_size=(16, 12))
     with pytest.raises(InputError, match="'zca' is fitted to images in memory"):
         preprocess.fit("zca", data.train.images)
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_whole_group_saves_and_the_run_goes_on_to_the_same_bits(root):
+    flags = [*FLAGS, "--train.steps", "400", "--train.checkpoint-every", "100", "--train.eval-every", "0"]
+    args = ["--data-dir", str(root / "data"), "--runs-dir", str(root / "runs"), "--quiet"]
+    command = [sys.executable, "-m", "jaxcnn", "train", *flags, *args, "--run", "stopped", "--workers", "2"]
+    log = root / "runs" / "lenet5_digits" / "stopped" / "metrics.jsonl"
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not (log.exists() and log.stat().st_size):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGTERM)
+        assert "SIGTERM" in process.communicate(timeout=60)[1]
+        assert process.returncode == 143
+    assert subprocess.run([*command, "--workers", "0"], check=False).returncode == 0
+    assert subprocess.run([*command[:-3], "whole", "--workers", "1"], check=False).returncode == 0
+    assert summary(root, "stopped")["state_sha256"] == summary(root, "whole")["state_sha256"]
+
+
+@pytest.mark.slow
+def test_a_damaged_image_ends_the_command_at_once(root, tmp_path):
+    shutil.copytree(root / "data", tmp_path / "data")
+    for path in (tmp_path / "data" / "pets" / "class0").iterdir():
+        path.write_bytes(path.read_bytes()[:300])
+    command = [sys.executable, "-m", "jaxcnn", "train", *FLAGS, "--data-dir", str(tmp_path / "data"), "--workers", "2"]
+    command += ["--runs-dir", str(tmp_path / "runs"), "--quiet"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert found.returncode == 2
+    assert "cannot read image" in found.stderr
+    assert found.stderr.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
