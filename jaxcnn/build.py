@@ -37,8 +37,10 @@ class Splits:
     digests: Mapping[str, str]
 
 
-def splits(experiment: Experiment, *, data_dir: Path | None, smoke: bool = False) -> Splits:
+def splits(experiment: Experiment, *, data_dir: Path | None, smoke: bool = False, workers: int | None = None) -> Splits:
     """Reads the data. The held-out split depends on the data alone, not on the run's seed.
+
+    `workers` processes decode images that stay on disk; None takes what the cores allow.
 
     A smoke run takes a few examples, and the embedded digits where the data set is not there.
     """
@@ -47,12 +49,13 @@ def splits(experiment: Experiment, *, data_dir: Path | None, smoke: bool = False
     usual = (height, width, channels)
     root = data_dir or sources.default_data_dir()
     try:
-        dataset = _load(data, usual, data_dir)
+        dataset = _load(data, usual, data_dir, workers=workers)
     except InputError:
         if not smoke or data.name not in sources.SOURCES or (root / data.name).exists():
             raise
         print(f"{data.name} is not here: the smoke run takes the embedded digits", flush=True)
-        dataset = _load(dataclasses.replace(data, name="digits"), usual, data_dir, channels=usual[2])
+        data = dataclasses.replace(data, name="digits", storage="memory")
+        dataset = _load(data, usual, data_dir, channels=usual[2])
     train, validation = dataset.train, None
     if data.validation:
         train, validation = sources.hold_out(dataset, data.validation, seed=0)
@@ -64,8 +67,14 @@ def splits(experiment: Experiment, *, data_dir: Path | None, smoke: bool = False
     return Splits(train, validation, dataset.test, dataset.classes, dataset.digests)
 
 
-def _load(data: Data, usual: tuple[int, int, int], data_dir: Path | None, channels: int = 0) -> sources.Dataset:
+def _load(
+    data: Data, usual: tuple[int, int, int], data_dir: Path | None, channels: int = 0, workers: int | None = None
+) -> sources.Dataset:
     size = data.image_size
+    if data.storage == "disk":
+        return sources.load_disk(
+            data.name, data_dir=data_dir, image_size=size, area=data.random_resized_crop, workers=workers
+        )
     if data.name == "digits" and size is None:
         size = (min(usual[0], 64), min(usual[1], 64))  # they have 8x8 pixels: nothing is gained beyond
     dataset = sources.load(data.name, data_dir=data_dir, image_size=size)

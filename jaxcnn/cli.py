@@ -52,6 +52,8 @@ class Launch:
     """Write checkpoints beside the training; it then stands still for a copy of the state only."""
     accept_environment: bool = False
     """Resume although library versions, XLA flags, device kind or data differ."""
+    workers: int | None = None
+    """Processes that decode images with --data.storage disk; 0 decodes in threads; by default what the cores allow."""
     quiet: bool = False
     """Say nothing but errors and the result."""
 
@@ -73,7 +75,7 @@ COMMANDS = {
     "bn": "BatchNorm of a run: jaxcnn bn recalibrate | fold | drift RUN",
     "stylize": "neural style transfer: jaxcnn stylize --content FILE --style FILE --weights FILE --output FILE",
     "weights": "public weights: jaxcnn weights list | show | fetch | convert | export",
-    "data": "download a data set: jaxcnn data fetch NAME",
+    "data": "data sets: jaxcnn data fetch NAME | prepare FOLDER --output DIR",
 }
 
 
@@ -258,7 +260,7 @@ def train(experiment: Experiment, launch: Launch, name: str, stop: StopRequest) 
     from jaxcnn.train.loop import fit
 
     jax.config.update("jax_enable_x64", experiment.model.dtype == "float64")
-    data = build.splits(experiment, data_dir=launch.data_dir, smoke=launch.smoke)
+    data = build.splits(experiment, data_dir=launch.data_dir, smoke=launch.smoke, workers=launch.workers)
     made = build.parts(experiment, data, devices=jax.device_count())
     if experiment.train.tensorboard:
         tensorboard()

@@ -36,6 +36,8 @@ class Data:
     batch_size: int = 128
     """Training examples in one step, over all devices."""
     eval_batch_size: int = 1000
+    storage: Literal["memory", "disk"] = "memory"
+    """disk: the images of a folder stay compressed in their files and are decoded for every step."""
     image_size: tuple[int, int] | None = None
     """Height and width that images are scaled to; by default the data's own (digits: the model's input)."""
     preprocessing: str = "standardize"
@@ -43,6 +45,9 @@ class Data:
     inception, what published weights were trained with."""
     validation: float = 0.0
     """Fraction of the training split held out to select the model; 0 trains on all of it."""
+    random_resized_crop: tuple[float, float] | None = None
+    """With storage disk: train on random crops of so much of an image's area, 0.08 to 1 in most papers, scaled to
+    image-size; evaluate on the central 7/8 of height and width."""
     crop_padding: int = 0
     """Random crop after padding by so many pixels."""
     flip: bool = False
@@ -212,6 +217,11 @@ def validate(experiment: Experiment) -> Experiment:
         raise InputError(f"--init-replace {experiment.init_replace!r} belongs to --init-from: give both")
     if data.image_size is not None and min(data.image_size) < 1:
         raise InputError(f"--data.image-size {data.image_size} must be two positive numbers: height and width")
+    if (area := data.random_resized_crop) is not None:
+        if data.storage != "disk":
+            raise InputError(f"--data.random-resized-crop {area} needs whole images: give --data.storage disk")
+        if not 0 < area[0] <= area[1] <= 1:
+            raise InputError(f"--data.random-resized-crop {area} must be two shares of the area, 0 < low <= high <= 1")
     if train.early_stopping and not (data.validation and train.eval_every):
         raise InputError(
             "--train.early-stopping selects by validation accuracy: also give --data.validation (0.1, say)"

@@ -14,6 +14,7 @@ from jaxcnn import build, config, models, parallel, platform, report
 from jaxcnn.config import Data, Experiment, Model
 from jaxcnn.data import preprocess
 from jaxcnn.data.dataset import Split
+from jaxcnn.data.decode import BORDER
 from jaxcnn.data.loader import eval_batches
 from jaxcnn.data.sources import read_image
 from jaxcnn.errors import InputError
@@ -65,6 +66,7 @@ def of_run(run: Path) -> Trained:
     classes, (height, width, channels) = tuple(data["classes"]), data["input"]
     preprocessing = preprocess.load(run / "preprocessing.npz")
     prepare = build.prepare_eval(experiment, preprocessing)
+    border = 0.0 if experiment.data.random_resized_crop is None else BORDER
     return Trained(
         experiment,
         build.module(experiment.model, num_classes=len(classes)),
@@ -72,7 +74,7 @@ def of_run(run: Path) -> Trained:
         classes,
         (height, width, channels),
         lambda images: prepare({"image": images})["image"],
-        lambda path: read_image(path, size=(height, width), channels=channels),
+        lambda path: read_image(path, size=(height, width), channels=channels, border=border),
         {**experiment.model.overrides, "num_classes": len(classes)},
         of_fitted(preprocessing, (height, width)),
     )

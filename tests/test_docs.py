@@ -49,7 +49,7 @@ def test_the_two_commands_do_all_the_setup():
 
 def test_every_train_command_of_the_readme_parses():
     blocks = re.findall(r"```sh\n(.*?)```", README, re.S)
-    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     commands = [shlex.split(line)[2:] for line in lines if line.startswith("jaxcnn train ") and "--help" not in line]
     assert len(commands) >= 3
     for args in commands:

@@ -39,10 +39,13 @@ def main(args: Sequence[str]) -> int:
         raise InputError(f"--data.batch-size {flags.data.batch_size} must be at least 1")
     trained = flags.source.trained(flags.run)
     from jaxcnn import build
+    from jaxcnn.data import sources
 
     experiment = trained.experiment
     if flags.data.name:
         data_settings = dataclasses.replace(experiment.data, name=flags.data.name)
+        if flags.data.name in sources.SOURCES or flags.data.name.startswith("tfds:"):  # which cannot stay on disk
+            data_settings = dataclasses.replace(data_settings, storage="memory", random_resized_crop=None)
         experiment = dataclasses.replace(experiment, data=data_settings)
     data = build.splits(experiment, data_dir=flags.data_dir)
     what = f"run {flags.run}" if flags.run else f"the weights {flags.source.weights}"

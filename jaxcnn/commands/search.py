@@ -211,7 +211,7 @@ def _search(
     @functools.lru_cache(maxsize=1)
     def splits(model: str) -> build.Splits:  # the digits are scaled to what a model takes
         taken = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, name=model))
-        return build.splits(taken, data_dir=launch.data_dir, smoke=launch.smoke)
+        return build.splits(taken, data_dir=launch.data_dir, smoke=launch.smoke, workers=launch.workers)
 
     for name, given in space.items():
         for value in given.values if isinstance(given, Choice) else (given.low, given.high):

@@ -1,9 +1,11 @@
 """Pictures from disk: one JPEG or PNG file, or a folder of class folders."""
 
+import contextlib
 import hashlib
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,33 +20,57 @@ SPLIT_SEED = 0
 Size = tuple[int, int]
 
 
-def read_image(path: Path | str, *, size: Size | None = None, channels: int = 3) -> NDArray[np.uint8]:
+def read_image(
+    path: Path | str, *, size: Size | None = None, channels: int = 3, border: float = 0.0
+) -> NDArray[np.uint8]:
     """An image file as (h, w, `channels`) in 0..255, turned upright as its EXIF entry says.
 
     With `size` (h, w) it is scaled (bilinear, antialiased) until it just covers that size, and cropped
-    about its centre. Grey, palette and CMYK pictures become RGB (`channels` 3) or any becomes grey
-    (1); 16-bit values are divided by 257; transparency is dropped.
+    about its centre, inside what `border` (see `cover`) leaves. Grey, palette and CMYK pictures become RGB
+    (`channels` 3) or any becomes grey (1); 16-bit values are divided by 257; transparency is dropped.
 
     Raises:
       InputError: missing, unreadable or damaged file, neither JPEG nor PNG, or more pixels than
         Pillow's `MAX_IMAGE_PIXELS` (a decompression bomb).
     """
+    with quiet():
+        picture = open_image(path, str(path), channels=channels)
+    if size is not None:
+        picture = cover(picture, size, border=border)
+    return np.asarray(picture, np.uint8).reshape(picture.height, picture.width, channels)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without Pillow's warnings about metadata that plays no part here. Not for threads, which share the filters."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def open_image(
+    file: Path | str | BinaryIO, name: str, *, channels: int = 3, draft: Callable[[Any], object] | None = None
+) -> Any:
+    """The Pillow image as `read_image` states, in mode RGB or L; errors call it `name`.
+
+    `draft` sees the image before it is decoded, and may tell a JPEG to come out smaller. Warnings are the caller's to
+    silence (`quiet`).
+    """
     from PIL import Image, ImageOps
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about metadata that plays no part here
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=["JPEG", "PNG"]) as image:
-                upright = ImageOps.exif_transpose(image)
-            picture = _eight_bit(upright).convert({1: "L", 3: "RGB"}[channels])
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise InputError(f"cannot read image {path}: decompression bomb: {error}") from error
+        with Image.open(file, formats=["JPEG", "PNG"]) as image:
+            pixels, most = image.width * image.height, Image.MAX_IMAGE_PIXELS
+            if most is not None and pixels > most:  # Pillow itself only warns up to twice as many
+                raise Image.DecompressionBombError(f"{pixels} pixels, at most {most}")
+            if draft is not None:
+                draft(image)
+            upright = ImageOps.exif_transpose(image)
+        return _eight_bit(upright).convert({1: "L", 3: "RGB"}[channels])
+    except Image.DecompressionBombError as error:
+        raise InputError(f"cannot read image {name}: decompression bomb: {error}") from error
     except Exception as error:  # Pillow raises many types on damaged files
-        raise InputError(f"cannot read image {path}: {error}") from error
-    if size is not None:
-        picture = _cover(picture, size)
-    return np.asarray(picture, np.uint8).reshape(picture.height, picture.width, channels)
+        raise InputError(f"cannot read image {name}: {error}") from error
 
 
 def _eight_bit(image):
@@ -56,10 +82,14 @@ def _eight_bit(image):
     return image.convert("RGBA") if image.mode == "P" else image
 
 
-def _cover(picture, size: Size):
+def cover(picture: Any, size: Size, *, border: float = 0.0) -> Any:
+    """A Pillow image scaled until it just covers `size` (h, w), bilinear and antialiased, cropped about its centre.
+
+    The share `border` of height and width is cut off first, on each side.
+    """
     from PIL import Image, ImageOps
 
-    return ImageOps.fit(picture, (size[1], size[0]), method=Image.Resampling.BILINEAR)
+    return ImageOps.fit(picture, (size[1], size[0]), method=Image.Resampling.BILINEAR, bleed=border)
 
 
 def resize(images: np.ndarray, size: Size) -> NDArray[np.uint8]:
@@ -73,7 +103,7 @@ def resize(images: np.ndarray, size: Size) -> NDArray[np.uint8]:
     out = np.empty((len(images), *size, images.shape[-1]), np.uint8)
     for target, image in zip(out, images, strict=True):
         picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-        target[...] = np.asarray(_cover(picture, size)).reshape(target.shape)
+        target[...] = np.asarray(cover(picture, size)).reshape(target.shape)
     return out
 
 
@@ -82,17 +112,21 @@ class Entry(NamedTuple):
     label: int
 
 
-def read_folder(folder: Path, *, image_size: Size | None) -> Dataset:
-    """RGB images of `folder/CLASS/*.{jpg,jpeg,png}`, the classes being the sorted folder names.
+class Listing(NamedTuple):
+    classes: tuple[str, ...]
+    train: list[Entry]
+    test: list[Entry]
+
+
+def list_folder(folder: Path) -> Listing:
+    """The images of `folder/CLASS/*.{jpg,jpeg,png}`, the classes being the sorted folder names.
 
     The splits are `folder/train/CLASS` and `folder/test/CLASS` (or `val`) where they exist; else, and
     where `train` stands alone, a fixed stratified fifth, drawn over the sorted paths, is the test
-    split. Hidden files and other suffixes are ignored. Without `image_size` all images must be of one
-    size. The digest covers the relative paths and the bytes of the files, in the order of use.
+    split. Hidden files and other suffixes are ignored.
 
     Raises:
-      InputError: no class folder, an empty one, classes that differ between the splits, an unreadable
-        image, or images of several sizes and no `image_size`.
+      InputError: no class folder, an empty one, or classes that differ between the splits.
     """
     train_root = folder / "train" if _subfolders(folder / "train") else folder
     held_root = next((folder / part for part in ("test", "val") if _subfolders(folder / part)), None)
@@ -108,6 +142,19 @@ def read_folder(folder: Path, *, image_size: Size | None) -> Dataset:
         train = [entry for entry, chosen in zip(train, mask, strict=True) if not chosen]
     if not test:
         raise InputError(f"{folder}: too few images for a test split, expected three or more in some class")
+    return Listing(classes, train, test)
+
+
+def read_folder(folder: Path, *, image_size: Size | None) -> Dataset:
+    """The RGB images of `list_folder`.
+
+    Without `image_size` all images must be of one size. The digest covers the relative paths and the bytes of the
+    files, in the order of use.
+
+    Raises:
+      InputError: as `list_folder`; an unreadable image, or images of several sizes and no `image_size`.
+    """
+    classes, train, test = list_folder(folder)
     both, digest = _read(folder, train + test, image_size)
     return Dataset(
         name=folder.name,

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxcnn import parallel
-from jaxcnn.data import order
+from jaxcnn.data import order, stream
 from jaxcnn.data.dataset import check_finite
+from jaxcnn.data.disk import DiskImages
 from jaxcnn.errors import InputError
 from jaxcnn.types import DATA_AXIS, Batch
 
@@ -70,8 +71,17 @@ def train_feed(
     mesh: Mesh,
     resident: bool | None = None,
 ) -> TrainFeed:
-    """A feed over (n, h, w, c) images; `resident` None decides by size. `InputError` if n < batch_size, or for NaN."""
+    """A feed over (n, h, w, c) images; `resident` None decides by size. Of images on disk (`disk.DiskImages`) it is a
+    `stream.StreamFeed`.
+
+    `InputError` if n < batch_size, or for NaN.
+    """
     check_batch_size(batch_size, examples=len(labels))
+    if isinstance(images, DiskImages):
+        if resident:
+            raise InputError("images on disk cannot live on the devices: give --data.storage memory")
+        feed = stream.StreamFeed(images, labels, batch_size=batch_size, seed=seed, mesh=mesh)
+        return cast(TrainFeed, feed)  # as the images are typed as an array
     if np.issubdtype(images.dtype, np.floating):
         check_finite("training data", images)
     if resident is None:
@@ -99,6 +109,8 @@ def eval_batches(
     """
     multiple = shards or mesh.size
     size = -(-min(batch_size, len(labels)) // multiple) * multiple
+    if isinstance(images, DiskImages):
+        return stream.eval_batches(images, labels, size=size, mesh=mesh)
     sharding = parallel.by_example(mesh)
 
     def batches() -> Iterator[Batch]:

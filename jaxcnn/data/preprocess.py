@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcnn.data.disk import DiskImages
 from jaxcnn.errors import InputError, unknown
 from jaxcnn.files import replacing
 from jaxcnn.types import Array, ArrayLike
@@ -83,18 +84,34 @@ def fit(kind: str, images: np.ndarray) -> Preprocessing:
     is the last axis. A channel without variance (a deviation of at most 1e-7 of its mean, the
     resolution of float32) is centred and not scaled.
 
+    Images on disk are not read for it: only the fixed kinds can be had, and `channel_mean` is their centre.
+
     Raises:
-      InputError: unknown kind, no example, a value that is not finite, or more than `MAX_DIMENSIONS`
-        values per example for pca, whiten and zca.
+      InputError: unknown kind, no example, a value that is not finite, more than `MAX_DIMENSIONS`
+        values per example for pca, whiten and zca, or a kind that is fitted, for images on disk.
     """
     if kind not in PREPROCESSINGS:
         raise unknown("preprocessing", kind, PREPROCESSINGS)
+    if isinstance(images, DiskImages):
+        return _without_reading(kind, images)
     if len(images) == 0 or images.ndim < 2:
         raise InputError(f"cannot fit preprocessing to shape {images.shape}: expected (n, h, w, c) or (n, d)")
     mean = _mean(images)
     if not np.isfinite(mean).all():
         raise InputError("cannot fit preprocessing: the training split holds NaN or infinite values")
     arrays = PREPROCESSINGS[kind].fit(images, mean) | {"channel_mean": _over_pixels(mean)}
+    return Preprocessing(kind, {key: np.asarray(array, np.float32) for key, array in arrays.items()})
+
+
+def _without_reading(kind: str, images: DiskImages) -> Preprocessing:
+    if kind not in FIXED:
+        raise InputError(
+            f"preprocessing {kind!r} is fitted to images in memory, with --data.storage disk there are none:"
+            f" give --data.preprocessing {', '.join(FIXED)}"
+        )
+    centre = np.full(images.shape[1:], 0.5)
+    arrays = PREPROCESSINGS[kind].fit(np.empty((0, *images.shape[1:]), np.uint8), centre)
+    arrays |= {"channel_mean": arrays.get("mean", _over_pixels(centre))}
     return Preprocessing(kind, {key: np.asarray(array, np.float32) for key, array in arrays.items()})
 
 
@@ -265,3 +282,6 @@ PREPROCESSINGS = {
 """none; minus the mean image; minus the channel means; those over the channel deviations; 0..1 to -1..1;
 centred and rotated onto the principal axes; those over their deviations; and that rotated back;
 and what published weights were trained with, whatever the training split is, RGB."""
+
+FIXED = ("none", "scale", "imagenet", "inception")
+"""The kinds that no training split changes."""

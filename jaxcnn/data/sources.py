@@ -5,14 +5,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from jaxcnn.data import readers
 from jaxcnn.data.classes import CIFAR10_CLASSES, CIFAR100_CLASSES, DIGIT_CLASSES, FASHION_CLASSES
 from jaxcnn.data.dataset import Dataset, HeldOut, Split, array_digests, check, hold_out, stratified
+from jaxcnn.data.disk import DiskImages, open_folder
 from jaxcnn.data.images import Size, read_folder, read_image, resize
 from jaxcnn.data.prepared import read_prepared
+from jaxcnn.data.records import INDEX, open_records, read_records
 from jaxcnn.errors import InputError, unknown
 
 __all__ = [
@@ -41,9 +44,9 @@ def load(name: str, *, data_dir: Path | str | None = None, image_size: Size | No
     """Read a data set into host arrays, checked.
 
     `name` is one of `SOURCES`; `folder:NAME` or the NAME of any other directory in `data_dir` that holds
-    class folders (`images.read_folder`); or `tfds:NAME` (`prepared.read_prepared`). `data_dir` defaults
-    to `default_data_dir()`; the embedded digits need none. Images of another size than `image_size`
-    (h, w) are scaled to cover it and centre-cropped.
+    class folders (`images.read_folder`) or what `jaxcnn data prepare` made of them (`records`); or
+    `tfds:NAME` (`prepared.read_prepared`). `data_dir` defaults to `default_data_dir()`; the embedded digits
+    need none. Images of another size than `image_size` (h, w) are scaled to cover it and centre-cropped.
 
     Raises:
       InputError: unknown name; missing, truncated or damaged file; label out of range; see `check`.
@@ -56,15 +59,58 @@ def load(name: str, *, data_dir: Path | str | None = None, image_size: Size | No
         dataset = SOURCES[name](root, image_size)
     elif kind == "tfds" and rest:
         dataset = read_prepared(rest, root=root, image_size=image_size)
-    elif kind == "folder" and rest:
-        dataset = read_folder(root / rest, image_size=image_size)
-    elif name and (root / name).is_dir():
-        dataset = read_folder(root / name, image_size=image_size)
+    elif (folder := _folder(name, root)) is not None:
+        read = read_records if (folder / INDEX).exists() else read_folder
+        dataset = read(folder, image_size=image_size)
     else:
         raise unknown("data set", name, [*SOURCES, "folder:NAME", "tfds:NAME", f"a folder in {root}"])
     dataset = replace(dataset, name=name)
     check(dataset)
     return dataset
+
+
+def load_disk(
+    name: str,
+    *,
+    data_dir: Path | str | None = None,
+    image_size: Size | None,
+    area: tuple[float, float] | None = None,
+    workers: int | None = None,
+) -> Dataset:
+    """A folder of images, or what `jaxcnn data prepare` made of one, whose images stay on disk: `disk.DiskImages`.
+
+    `folder:NAME`, or the NAME of a directory in `data_dir`; classes, splits and order are those of `load`. `area` is
+    the range of random crops in training, `workers` the number of processes that decode.
+
+    Raises:
+      InputError: another kind of data set; no `image_size`, which every image is scaled to; missing or damaged
+        files, but for what is wrong inside an image, which is found when it is decoded.
+    """
+    root = Path(data_dir) if data_dir is not None else default_data_dir()
+    if image_size is None or min(image_size) < 1:
+        raise InputError(f"image size is {image_size}, images on disk are scaled to one: give --data.image-size H W")
+    folder = _folder(name, root)
+    if folder is None:
+        raise InputError(
+            f"data set {name!r} cannot stay on disk: give the folder:NAME of images in {root}, or --data.storage memory"
+        )
+    dataset = (open_records if (folder / INDEX).exists() else open_folder)(folder, image_size=image_size)
+
+    def settled(split: Split) -> Split:
+        images = cast(np.ndarray, replace(cast(DiskImages, split.images), area=area, workers=workers))
+        return replace(split, images=images)
+
+    dataset = replace(dataset, name=name, train=settled(dataset.train), test=settled(dataset.test))
+    check(dataset)
+    return dataset
+
+
+def _folder(name: str, root: Path) -> Path | None:
+    """The directory that `folder:NAME` or NAME means, if it means one."""
+    kind, _, rest = name.partition(":")
+    if kind == "folder" and rest:
+        return root / rest
+    return root / name if name and name not in SOURCES and (root / name).is_dir() else None
 
 
 def _resized(dataset: Dataset, size: Size | None) -> Dataset:

@@ -179,7 +179,11 @@ def fit(
             keep_best=keep_best,
             asynchronous=asynchronous_saves,
         )
-        return loop.run(record, tensorboard=tensorboard, quiet=quiet)
+        try:
+            return loop.run(record, tensorboard=tensorboard, quiet=quiet)
+        finally:
+            if not callable(train):
+                getattr(feed, "close", lambda: None)()  # the workers that decode its images
 
 
 def _check(values: Mapping[str, tuple[int, int]]) -> None:
