@@ -176,10 +176,10 @@ class Checkpoints:
         return sorted(finite, key=lambda step: -finite[step])
 
     def _prune(self) -> None:
-        """Deletes what neither LatestN nor BestN keeps, only after a newer step was committed."""
+        """Deletes what neither LatestN nor BestN keeps, and what a kill left of old ones, once a newer one counts."""
         steps = self.steps()
         keep = {*steps[-self.keep_latest :], *self._by_metric()[: self.keep_best]}
-        for step in set(steps) - keep:
+        for step in {step for step in self._present() if step < steps[-1]} - keep:
             self._discard(self.directory / str(step))
 
     def _discard(self, path: Path) -> None:

@@ -50,6 +50,10 @@ class Launch:
     """The number of this one, from 0."""
     async_saves: bool = True
     """Write checkpoints beside the training; it then stands still for a copy of the state only."""
+    dry_run: bool = False
+    """Say how many steps and checkpoints the run would have and what memory it would take; train nothing."""
+    profile: tuple[int, int] | None = None
+    """Steps between which a trace for TensorBoard's or Perfetto's profiler is taken, into the run's profile/."""
     accept_environment: bool = False
     """Resume although library versions, XLA flags, device kind or data differ."""
     workers: int | None = None
@@ -196,6 +200,8 @@ def parse(experiment: Experiment, args: Sequence[str]) -> tuple[Launch, Experime
         raise InputError(f"--run {launch.run!r} must be one directory name: without '/', not starting with '.'")
     if launch.seeds < 1 or experiment.seed + launch.seeds > 2**32:
         raise InputError(f"--seeds {launch.seeds} from --seed {experiment.seed}: seeds are from 0 to 2**32 - 1")
+    if launch.profile is not None and not 0 <= launch.profile[0] < launch.profile[1]:
+        raise InputError(f"--profile {launch.profile}: expected the first step, 0 or more, and a later one")
     if launch.smoke:
         experiment = config.smoke(experiment)
     return launch, config.validate(experiment)
@@ -266,7 +272,15 @@ def train(experiment: Experiment, launch: Launch, name: str, stop: StopRequest) 
         tensorboard()
     path = launch.runs_dir / experiment.name / name
     environment = run.environment(data=data.digests)
+    processes.same("configuration", {"run": name, **config.to_json(experiment)})
     processes.same("environment", {field: environment[field] for field in run.REFUSED})
+    if launch.dry_run:
+        from jaxcnn import dry_run
+
+        fitted = preprocess.fit(experiment.data.preprocessing, data.train.images)
+        found = dry_run.plan(experiment, made, data, fitted, run=path)
+        print(dry_run.show(found))
+        return 0, found
     initial = report.Initial(None, None)
     if experiment.init_from and not (path / "summary.json").exists():  # on resuming too, if no checkpoint is whole
         initial = report.initial(experiment, made.net, data.train.images)
@@ -321,6 +335,7 @@ def train(experiment: Experiment, launch: Launch, name: str, stop: StopRequest) 
             variables=initial.variables,
             quiet=launch.quiet,
             asynchronous_saves=launch.async_saves,
+            profile=launch.profile,
             **build.fit_options(experiment, made, preprocessing, data),
         )
         summary = report.finish(path.absolute(), result, made, data, preprocessing, experiment)

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxcnn import parallel
+from jaxcnn.config import differences
 from jaxcnn.errors import InputError
 
 AUTO = "auto"
@@ -94,17 +95,17 @@ def from_first(make: Callable[[], Any]) -> Any:
     return reply["value"]
 
 
-def same(what: str, value: Any) -> None:
-    """`InputError` in every process unless `value`, JSON types, is the same in all of them."""
+def same(what: str, value: Mapping[str, Any]) -> None:
+    """`InputError` in every process, with the difference, unless `value`, JSON types, is the same in all of them."""
     if not several():
         return
     key, client = _key("same"), _client()
     client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(value, sort_keys=True))
-    values = [client.blocking_key_value_get(f"{key}/{i}", _DAY_MS) for i in range(jax.process_count())]
+    values = [json.loads(client.blocking_key_value_get(f"{key}/{i}", _DAY_MS)) for i in range(jax.process_count())]
     for i, other in enumerate(values):
-        if other != values[0]:
+        if changed := differences(values[0], other):
             client.wait_at_barrier(key.replace("/", "-"), 60_000)
-            raise InputError(f"process {i} has another {what} than process 0: {other} instead of {values[0]}")
+            raise InputError(f"process {i} has another {what} than process 0:\n  " + "\n  ".join(changed))
 
 
 class Agreement:

@@ -14,7 +14,9 @@ from jaxcnn import faults
 from jaxcnn.errors import InputError
 from jaxcnn.files import replacing
 
-TIMINGS = ("seconds", "images_per_second", "data_seconds", "checkpoint_seconds")
+WAITS = ("data_seconds", "checkpoint_seconds")
+"""Seconds since the last line in which training stood still: for its next batch, for a checkpoint."""
+TIMINGS = ("seconds", "images_per_second", *WAITS)
 """Fields of a line that differ between two runs of the same configuration."""
 
 
@@ -107,7 +109,9 @@ class Progress:
 
     def line(self, line: Mapping[str, Any], *, eta: float | None = None) -> None:
         """Shows a line of the log."""
-        text = " ".join(f"{k} {_short(v)}" for k, v in line.items() if k not in ("step", "seconds"))
+        shown = {k: v for k, v in line.items() if k != "step" and not k.endswith("seconds")}
+        shown |= {f"{k.removesuffix('_seconds')}_wait_s": line[k] for k in WAITS if line.get(k, 0) > 0.05}
+        text = " ".join(f"{k} {_short(v)}" for k, v in shown.items())
         if self._bar and eta is not None:
             self._bar.update(self._task, numbers=text)
         else:

@@ -87,6 +87,7 @@ def fit(
     tensorboard: bool = False,
     quiet: bool = False,
     asynchronous_saves: bool = False,
+    profile: tuple[int, int] | None = None,
     record: Record | None = None,
     on_evaluation: Callable[[int, dict[str, float]], None] | None = None,
 ) -> FitResult:
@@ -95,7 +96,8 @@ def fit(
     `train` is a pair of arrays (n, h, w, c) and (n,), or a function of the step that gives a batch. With a
     `directory` the run logs to `metrics.jsonl`, saves checkpoints there, and a second call goes on from the newest
     verified one, to the same bits as without the stop; one run at a time, which the command line sees to. Its
-    checkpoints are written beside the training with `asynchronous_saves`. A `record` stands in its place.
+    checkpoints are written beside the training with `asynchronous_saves`, and a trace of JAX's profiler between the
+    steps of `profile`. A `record` stands in its place.
     `validation` is evaluated every `eval_every` steps, and the checkpoint with the highest `select_by` (the lowest
     loss) is the one that is tested; without it `test` is evaluated then, and selects nothing. `prepare` augments and
     normalises training batches inside the step, `prepare_eval` normalises evaluation batches. `learning_rate` is
@@ -161,6 +163,7 @@ def fit(
             checkpoint_every=checkpoint_every,
             steps_per_call=steps_per_call,
             mesh=mesh,
+            profile=profile,
             on_evaluation=on_evaluation,
         )
         loop.heed()
@@ -249,6 +252,7 @@ class _Loop:
     checkpoint_every: int
     steps_per_call: int
     mesh: Mesh
+    profile: tuple[int, int] | None
     on_evaluation: Callable[[int, dict[str, float]], None] | None
 
     state: TrainState = field(init=False)
@@ -265,6 +269,7 @@ class _Loop:
     unsaved: str | None = None
     waited: float = 0.0
     stalled: float = 0.0
+    tracing: bool = False
 
     def __post_init__(self) -> None:
         self.agreed = processes.Agreement(self.mesh) if processes.several() else None
@@ -285,6 +290,7 @@ class _Loop:
             self._train()
             return self._finish()
         finally:
+            self._end_trace()
             self.progress.close()
             record.close()
             if self.writer:
@@ -316,6 +322,7 @@ class _Loop:
         self._boundary()
         while self.at < self.steps and not self._stopped_early():
             n = self.steps_per_call if self._next_boundary() - self.at >= self.steps_per_call else 1
+            self._trace()
             began = time.monotonic()
             batch = self.feed(self.at, steps=n) if n > 1 else self.feed(self.at)  # type: ignore[call-arg]
             self.waited += time.monotonic() - began
@@ -332,6 +339,23 @@ class _Loop:
         if self.logged < self.at:  # stopped early, between two lines
             self._log_line()
         self._save_now()
+
+    def _trace(self) -> None:
+        """Starts and stops the profiler where its window does."""
+        if self.profile is None or self.record.directory is None:
+            return
+        first, last = self.profile
+        if not self.tracing and first <= self.at < last:
+            jax.profiler.start_trace(str(self.record.directory / "profile"))
+            self.tracing = True
+        elif self.tracing and self.at >= last:
+            self._end_trace()
+
+    def _end_trace(self) -> None:
+        if self.tracing:
+            jax.block_until_ready(self.state)
+            jax.profiler.stop_trace()
+            self.tracing = False
 
     def _next_boundary(self) -> int:
         every = [n for n in (self.log_every, self.eval_every, self.checkpoint_every) if n]

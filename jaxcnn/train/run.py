@@ -23,9 +23,12 @@ REFUSED = ("versions", "xla_flags", "device_kind", "data")
 """Fields of `environment.json` on which the bits of a run depend: resuming under others is refused."""
 WARNED = {
     "devices": "batches, order and augmentation stay exact, sums are rounded in another order",
+    "processes": "batches, order and augmentation stay exact, sums are rounded in another order",
     "cores": "batches, order and augmentation stay exact, CPU kernels may round differently",
     "git": "results stay exact only if the code that they depend on is the same",
 }
+ELASTIC = "every bit stays exact, by --train.elastic"
+"""What holds instead under another number of devices, processes or cores there."""
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -92,7 +95,8 @@ class RunDirectory:
                 + "\ngive another --run name, or the same flags"
             )
         if old_config is not None and old_environment is not None:
-            refused, warned = _compare(old_environment, environment)
+            elastic = bool(config.get("train", {}).get("elastic"))
+            refused, warned = _compare(old_environment, environment, elastic=elastic)
             if refused and not accept:
                 raise InputError(
                     f"run {self.path} was made in another environment, its bits cannot be continued here:\n  "
@@ -164,6 +168,7 @@ def environment(*, data: Mapping[str, str], beside: Path | None = None) -> dict[
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "device_kind": devices[0].device_kind,
         "devices": len(devices),
+        "processes": jax.process_count(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "data": dict(data),
         "git": _git_hash(beside),
@@ -185,10 +190,12 @@ def _git_hash(beside: Path | None = None) -> str | None:
         return None
 
 
-def _compare(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+def _compare(old: Mapping[str, Any], new: Mapping[str, Any], *, elastic: bool) -> tuple[list[str], list[str]]:
     refused, warned = [], []
+    old = {"processes": 1, **old}  # as it was before it was written down
     for field in REFUSED:
         refused += differences({field: old.get(field)}, {field: new.get(field)})
     for field, meaning in WARNED.items():
+        meaning = ELASTIC if elastic and field != "git" else meaning
         warned += [f"{line} ({meaning})" for line in differences({field: old.get(field)}, {field: new.get(field)})]
     return refused, warned

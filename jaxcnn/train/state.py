@@ -80,6 +80,18 @@ def create_state(
     return jax.jit(start, out_shardings=parallel.replicated(mesh))(given)
 
 
+def state_shapes(
+    module: nn.Module,
+    *,
+    optimizer: optax.GradientTransformation,
+    sample: Array | jax.ShapeDtypeStruct,
+    ema: bool = False,
+) -> TrainState:
+    """Shapes and types of `create_state`, without running or compiling anything."""
+    made = partial(_start, optimizer=optimizer, ema=ema)
+    return jax.eval_shape(lambda: made(_widened(_fresh(module, sample)(jax.random.key(0)), sample)))
+
+
 def state_maker(
     module: nn.Module,
     *,
