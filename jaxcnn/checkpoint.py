@@ -6,6 +6,7 @@ checks all of them. A step that fails is moved to `damaged/` beside `checkpoints
 """
 
 import contextlib
+import copy
 import hashlib
 import json
 import logging
@@ -77,8 +78,8 @@ class Checkpoints:
         if not self.asynchronous:
             return self._save(step, flatten(state), loop, metric)
         self.wait()
-        # Copies: the next step takes the state's memory.
-        arrays = {name: np.array(leaf) for name, leaf in flatten(state).items()}
+        # Copies: the next step takes the state's memory, and the loop goes on counting.
+        arrays, loop = {name: np.array(leaf) for name, leaf in flatten(state).items()}, copy.deepcopy(dict(loop))
 
         def write() -> None:
             try:

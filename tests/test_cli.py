@@ -194,6 +194,25 @@ def test_a_run_without_a_name_gets_a_fresh_one(tmp_path):
     assert (only / "summary.json").is_file()
 
 
+@pytest.mark.parametrize("more", [[], ["--train.elastic", "8"], ["--train.accumulate", "2"]])
+def test_a_dry_run_says_what_it_would_take_and_makes_nothing(tmp_path, capsys, more):
+    flags = ["--dry-run", "--runs-dir", str(tmp_path / "runs"), "--train.steps", "70", "--train.checkpoint-every", "30"]
+    assert jaxcnn("train", *flags, *more) == 0
+    said = capsys.readouterr().out
+    assert "61,706 parameters" in said
+    assert "steps        70 (3.1 epochs), 8 images on each of 8 devices" in said
+    assert "checkpoints  3 of 0.7 MiB" in said
+    assert "state 0.7 MiB, batch 1.1 MiB" in said
+    assert ("peak" in said) == (more[:1] != ["--train.elastic"])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_window_of_steps_is_profiled(tmp_path):
+    flags = ["--runs-dir", str(tmp_path), "--run", "traced", "--train.steps", "4", "--quiet", "--profile", "1", "3"]
+    assert jaxcnn("train", *flags, "--model.name", "linear") == 0
+    assert len(list(tmp_path.glob("*/traced/profile/**/*.xplane.pb"))) == 1
+
+
 def test_a_smoke_run_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert jaxcnn("train", "--smoke", "--quiet", "--model.name", "linear") == 0

@@ -114,7 +114,7 @@ def test_elastic_gives_the_bits_of_any_other_division(tmp_path):
 
 @pytest.mark.slow
 def test_the_default_mode_agrees_to_rounding(tmp_path):
-    flags = [*RESNET, "--optim.name", "sgd", "--optim.learning-rate", "0.05", "--train.steps", "3"]
+    flags = [*RESNET, "--optim.name", "sgd", "--optim.learning-rate", "0.01", "--train.steps", "2"]
     flags += ["--train.log-every", "1"]
     for name, count, devices in (("2x2", 2, 2), ("1x4", 1, 4)):
         job = Job(tmp_path, name, flags, count=count, devices=devices)

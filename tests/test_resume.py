@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +24,7 @@ from jaxcnn.data.loader import eval_batches, gather, train_feed
 from jaxcnn.layers.dropout import Dropout
 from jaxcnn.layers.norm import BatchNorm
 from jaxcnn.signals import Stopped, stop_on_signals
-from jaxcnn.train import FitResult, TrainingFailed, fit, loop, state_sha256
+from jaxcnn.train import FitResult, TrainingFailed, fit, log, loop, state_sha256
 from jaxcnn.train.log import TIMINGS
 from jaxcnn.tree import flatten
 
@@ -391,23 +393,54 @@ def failing_saves(monkeypatch, *steps: int) -> None:
     monkeypatch.setattr(checkpoint, "_write_manifest", full)
 
 
-def test_a_save_that_fails_is_reported_and_tried_again(tmp_path, undisturbed, monkeypatch, capsys):
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_save_that_fails_is_reported_and_tried_again(tmp_path, undisturbed, monkeypatch, capsys, asynchronous):
     failing_saves(monkeypatch, 8, 24)
-    result = train(tmp_path, quiet=False)
+    result = train(tmp_path, quiet=False, asynchronous_saves=asynchronous)
     assert outcome(result, tmp_path) == undisturbed
     assert result.unsaved is None
     said = capsys.readouterr().err
     for step in (8, 24):
         assert f"{tmp_path}/checkpoints/{step} could not be written: [Errno 28] No space left on device" in said
+        assert re.search(rf"/{step} could not be written: .* \([0-9,]+ bytes are free, [0-9,]+ are needed\)", said)
     assert said.count("tries again") == 2
 
 
-def test_a_last_save_that_fails_is_in_the_result(tmp_path, monkeypatch):
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_last_save_that_fails_is_in_the_result(tmp_path, monkeypatch, asynchronous):
     failing_saves(monkeypatch, 30)
-    result = train(tmp_path)
+    result = train(tmp_path, asynchronous_saves=asynchronous)
     assert "checkpoints/30 could not be written" in result.unsaved
     assert "No space left" in result.unsaved
     assert [path.name for path in tmp_path.glob("checkpoints/30*")] == []
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, undisturbed, monkeypatch):
+    """The save of step 8 ends only after step 12 was logged; what it holds is step 8 all the same."""
+    logged, real, late = threading.Event(), checkpoint._write_manifest, []
+
+    def slow(path, **kwargs):
+        if kwargs["step"] == 8:
+            late.append(logged.wait(60))
+        real(path, **kwargs)
+
+    write = log.MetricsLog.write
+
+    def watched(self, line):
+        write(self, line)
+        if line["step"] == 12:
+            logged.set()
+
+    monkeypatch.setattr(checkpoint, "_write_manifest", slow)
+    monkeypatch.setattr(log.MetricsLog, "write", watched)
+    result = train(tmp_path, asynchronous_saves=True, keep_latest=9)
+    assert late == [True]
+    assert outcome(result, tmp_path) == undisturbed
+    monkeypatch.undo()
+    train(tmp_path / "at once", keep_latest=9)
+    kept, other = (checkpoint.Checkpoints(path / "checkpoints").restore(8) for path in (tmp_path, tmp_path / "at once"))
+    assert kept.state_sha256 == other.state_sha256
+    assert kept.loop | {"seconds": 0} == other.loop | {"seconds": 0}
 
 
 # --- numbers that are not finite -----------------------------------------------------------------------------

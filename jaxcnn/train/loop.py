@@ -291,6 +291,7 @@ class _Loop:
             return self._finish()
         finally:
             self._end_trace()
+            self._settle()
             self.progress.close()
             record.close()
             if self.writer:

@@ -95,7 +95,7 @@ def make_gradient(
         return losses.mean(), (dict(collections), totals)
 
     def gradient(params: PyTree, collections: PyTree, batch: Batch, key: Array) -> Gradient:
-        grads, (collections, totals) = jax.grad(loss_of, has_aux=True)(params, collections, batch, key)
+        (_, (collections, totals)), grads = jax.value_and_grad(loss_of, has_aux=True)(params, collections, batch, key)
         return Gradient(collections, grads, totals)
 
     return gradient
