@@ -97,7 +97,8 @@ def run(args: argparse.Namespace, output: Path) -> None:
     levels = elastic(args.steps, args.rounds, args.batch_size)
     print(
         f"ResNet-20, batch {args.batch_size}: default {levels['default_ms']:.0f} ms,"
-        f" elastic {levels['elastic_ms']:.0f} ms, ratio {levels['ratio']:.2f} ({levels['ratios'][0]:.2f} to {levels['ratios'][-1]:.2f})",
+        f" elastic {levels['elastic_ms']:.0f} ms, ratio {levels['ratio']:.2f}"
+        f" ({levels['ratios'][0]:.2f} to {levels['ratios'][-1]:.2f})",
         flush=True,
     )
     saves = stall(args.steps, args.batch_size // 2, args.pixels)
