@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -310,6 +311,23 @@ def test_damage_to_the_newest_checkpoint_does_not_change_the_end(half, undisturb
     assert str(newest) in said
     assert "moved to" in said
     assert len(list((half / "damaged").iterdir())) == 1
+
+
+def test_a_checkpoint_written_beside_the_training_has_the_sums_of_its_own_step(
+    tmp_path, whole, undisturbed, monkeypatch
+):
+    real = checkpoint.Checkpoints._save
+
+    def late(*args):
+        time.sleep(0.3)  # steps are much shorter: the log's next line is written meanwhile
+        real(*args)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "_save", late)
+    assert outcome(train(tmp_path, asynchronous_saves=True), tmp_path) == undisturbed
+    step = undisturbed.selected_step
+    assert step % 4  # lies between two lines
+    loops = [checkpoint.Checkpoints(d / "checkpoints").restore(step).loop for d in (whole, tmp_path)]
+    assert loops[0] | {"seconds": 0} == loops[1] | {"seconds": 0}
 
 
 def test_evaluations_are_told_in_order_and_again_after_a_resumption(tmp_path, undisturbed):

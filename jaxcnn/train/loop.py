@@ -465,8 +465,8 @@ class _Loop:
             "logged": self.logged,
             "evaluated": self.evaluated,
             "best_step": self.best_step,
-            "sums": self.window.sums,
-            "counts": self.window.counts,
+            "sums": dict(self.window.sums),  # copies: it may be written while the window goes on
+            "counts": dict(self.window.counts),
             "seconds": self._seconds(),
         }
         metric = self.score if self.validation is not None and self.evaluated == self.at else None
