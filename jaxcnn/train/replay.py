@@ -61,15 +61,10 @@ class Replay(Record):
         self._open = {step for step in steps if after < step and (end is None or step <= end)}
         # One step beyond the end, so that what comes too late is noticed there.
         self.watched = frozenset(self._open | ({end + 1} if end is not None else set()))
-        self._first = 0
         self._under: Restored | None = None
         self._differing: dict[int, Difference] = {}
         self._best: tuple[int, dict[str, np.ndarray]] | None = None
-        self.checkpoints_equal = 0
-
-    @property
-    def lines_equal(self) -> int:
-        return self.log.lines - self._first
+        self.lines_equal = self.checkpoints_equal = 0
 
     @property
     def lines_beyond(self) -> int:
@@ -87,7 +82,7 @@ class Replay(Record):
         return Restored(step, parallel.place(dict(arrays), sharding), {}, None, state_sha256(arrays))
 
     def begin(self, lines: int) -> None:
-        self._first, self.log = lines, MetricsLog(None)
+        self.log = MetricsLog(None)
         if len(self._recorded) < lines:
             held = len(self._recorded)
             raise Difference(self.start, "metrics.jsonl", f"has {held} lines, the checkpoint stands on {lines}")
@@ -107,6 +102,7 @@ class Replay(Record):
             values = f"{json.dumps(found.old)} recorded, {json.dumps(found.new)} replayed"
             reason = f"{found.field}: {values}{hint}"
             raise Difference(step, _line(place), reason, field=found.field, recorded=found.old, replayed=found.new)
+        self.lines_equal += 1
         self._progress(step)
 
     def save(self, step: int, state: TrainState, *, loop: Mapping[str, Any], metric: float | None) -> None:
