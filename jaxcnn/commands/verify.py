@@ -59,27 +59,22 @@ def main(args: Sequence[str]) -> int:
 def _verify(flags: Verify, stop: StopRequest) -> dict[str, Any]:
     """What was compared and found, JSON types."""
     from jaxcnn import platform
-    from jaxcnn.data import preprocess
     from jaxcnn.train import replay, run
-    from jaxcnn.tree import state_sha256
 
     path = flags.run.absolute()
-    recorded, about, summary = (_object(path / f"{name}.json") for name in ("environment", "data", "summary"))
-    if altered := run.config_altered(_object(path / "config.json") or {}, recorded or {}):
+    recorded, about, summary = (_object(path / f"{name}.json") or {} for name in ("environment", "data", "summary"))
+    if altered := run.config_altered(_object(path / "config.json") or {}, recorded):
         _warn(ALTERED)
     experiment = _experiment(path)
-    start, end = replay.interval(path, start=flags.start, end=flags.end, finished=summary is not None)
+    start, end = replay.interval(path, start=flags.start, end=flags.end, finished=bool(summary))
     platform.setup(deterministic=experiment.train.deterministic, elastic=experiment.train.elastic)
-    launch = Launch(data_dir=flags.data_dir, smoke=bool((about or {}).get("smoke")), workers=flags.workers)
+    launch = Launch(data_dir=flags.data_dir, smoke=bool(about.get("smoke")), workers=flags.workers)
     data, made = prepare(experiment, launch)
-    environment = _environment(flags, experiment, recorded or {}, run.environment(data=data.digests))
-    preprocessing = preprocess.load(path / "preprocessing.npz")
-    fitted = preprocess.fit(experiment.data.preprocessing, data.train.images)
-    if (fitted.kind, state_sha256(fitted)) != (preprocessing.kind, state_sha256(preprocessing)):
-        _warn("preprocessing.npz is not what the training split gives; the replay takes it all the same")
+    environment = _environment(flags, experiment, recorded, run.environment(data=data.digests))
+    preprocessing = _preprocessing(path, experiment, data)
     stop.check()
 
-    difference, last = None, (summary or {}).get("final_step") if end is None else end
+    last = summary.get("final_step") if end is None else end
     last = last if isinstance(last, int) else made.steps
     with contextlib.ExitStack() as stack:
         counted = stack.enter_context(Counted("verifying")) if not flags.quiet else lambda done, of: None
@@ -89,14 +84,10 @@ def _verify(flags: Verify, stop: StopRequest) -> dict[str, Any]:
             end=end,
             progress=lambda step: counted(min(step, last) - start, max(last - start, 1)),
         )
-        try:
-            if about is not None and (changed := config.differences(about, data_facts(data, launch))):
-                raise replay.Difference(start, "data.json", "; ".join(changed))
-            _replay(record, experiment, made, preprocessing, data)
-        except replay.Reached:
-            pass
-        except replay.Difference as found:
-            difference = found
+        if about and (changed := config.differences(about, data_facts(data, launch))):
+            difference = replay.Difference(start, "data.json", "; ".join(changed))
+        else:
+            difference = _difference(record, experiment, made, preprocessing, data)
     fields = ("step", "where", "field", "recorded", "replayed", "reason")
     return {
         "run": str(path),
@@ -113,16 +104,35 @@ def _verify(flags: Verify, stop: StopRequest) -> dict[str, Any]:
     }
 
 
-def _replay(record: Any, experiment: Experiment, made: Any, preprocessing: Any, data: Any) -> None:
-    """Raises what `train.replay` raises; returns when the run ended by itself, as it did at first."""
+def _difference(record: Any, experiment: Experiment, made: Any, preprocessing: Any, data: Any) -> Any:
+    """The first `train.replay.Difference`, or None."""
     from jaxcnn import report
+    from jaxcnn.train.replay import Difference, Reached
 
     variables = None
     if experiment.init_from and not record.start:
         variables = report.initial(experiment, made.net, data.train.images).variables
     options = {"record": record, "variables": variables, "quiet": True, "tensorboard": False}
-    result = fit_experiment(experiment, made, preprocessing, data, **options)
-    record.finish(result.step, report.summarize(result, made, experiment))
+    try:
+        result = fit_experiment(experiment, made, preprocessing, data, **options)
+        record.finish(result.step, report.summarize(result, made, experiment))
+    except Reached:
+        return None
+    except Difference as found:
+        return found
+    return None
+
+
+def _preprocessing(path: Path, experiment: Experiment, data: Any) -> Any:
+    """What the run has; said where the training split gives another."""
+    from jaxcnn.data import preprocess
+    from jaxcnn.tree import state_sha256
+
+    kept = preprocess.load(path / "preprocessing.npz")
+    fitted = preprocess.fit(experiment.data.preprocessing, data.train.images)
+    if (fitted.kind, state_sha256(fitted)) != (kept.kind, state_sha256(kept)):
+        _warn("preprocessing.npz is not what the training split gives; the replay takes it all the same")
+    return kept
 
 
 def _object(path: Path) -> dict[str, Any] | None:
@@ -164,16 +174,16 @@ def _environment(flags: Verify, experiment: Experiment, old: Mapping[str, Any], 
 
 
 def _text(result: Mapping[str, Any]) -> str:
-    compared = f"{result['lines']} lines and {result['checkpoints']} checkpoints are equal"
+    compared = f"{_number(result['lines'], 'line')} and {_number(result['checkpoints'], 'checkpoint')} compared"
     difference, lines = result["difference"], []
     if difference is None:
-        also = ", and the result" if result["summary"] else ""
+        also = " and the result" if result["summary"] else ""
         steps = f"from step {result['from']} to {result['to']}"
-        lines.append(f"run {result['run']} is reproduced {steps}: {compared}{also}")
+        lines.append(f"run {result['run']} is reproduced {steps}: {compared}{also}, all equal")
         if result["lines_beyond"] and not result["summary"]:
-            lines.append(f"{result['lines_beyond']} lines after step {result['to']} were not compared")
+            lines.append(f"what comes after step {result['to']} was not: {_number(result['lines_beyond'], 'line')}")
     else:
-        lines.append(f"run {result['run']} is not reproduced, after step {result['from']} {compared}")
+        lines.append(f"run {result['run']} is not reproduced: after step {result['from']} {compared} and equal, then")
         lines.append(f"step {difference['step']} differs: {difference['where']}: {difference['reason']}")
         if result["environment"]:
             lines.append("its environment was another one, so its bits could not be expected:")
@@ -181,6 +191,10 @@ def _text(result: Mapping[str, Any]) -> str:
     if result["config_altered"]:
         lines.append(ALTERED + ("" if difference else ", in nothing that is computed"))
     return "\n".join(lines)
+
+
+def _number(n: int, noun: str) -> str:
+    return f"{n} {noun}" + ("" if n == 1 else "s")
 
 
 def _warn(message: str) -> None:
