@@ -112,7 +112,8 @@ def test_a_run_is_reproduced_and_nothing_of_it_changes(runs, verify):
 def test_in_words(runs, capsys):
     assert jaxcnn("verify", runs / "a", "--quiet") == 0
     said = capsys.readouterr()
-    assert f"run {runs / 'a'} is reproduced from step 0 to 30: 12 lines and" in said.out
+    assert f"run {runs / 'a'} is reproduced from step 0 to 30: 12 lines, " in said.out
+    assert said.out.endswith("checkpoints and the result are equal\n")
     assert said.err == ""
 
 

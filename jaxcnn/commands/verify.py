@@ -174,16 +174,18 @@ def _environment(flags: Verify, experiment: Experiment, old: Mapping[str, Any], 
 
 
 def _text(result: Mapping[str, Any]) -> str:
-    compared = f"{_number(result['lines'], 'line')} and {_number(result['checkpoints'], 'checkpoint')} compared"
+    equal = [_number(result["lines"], "line"), _number(result["checkpoints"], "checkpoint")]
     difference, lines = result["difference"], []
     if difference is None:
-        also = " and the result" if result["summary"] else ""
+        things = ", ".join(equal) + " and the result" if result["summary"] else " and ".join(equal)
         steps = f"from step {result['from']} to {result['to']}"
-        lines.append(f"run {result['run']} is reproduced {steps}: {compared}{also}, all equal")
-        if result["lines_beyond"] and not result["summary"]:
-            lines.append(f"what comes after step {result['to']} was not: {_number(result['lines_beyond'], 'line')}")
+        lines.append(f"run {result['run']} is reproduced {steps}: {things} are equal")
+        if result["lines_beyond"]:
+            lines.append(f"not compared: {_number(result['lines_beyond'], 'line')} after step {result['to']}")
     else:
-        lines.append(f"run {result['run']} is not reproduced: after step {result['from']} {compared} and equal, then")
+        lines.append(
+            f"run {result['run']} is not reproduced; from step {result['from']} on {' and '.join(equal)} are equal"
+        )
         lines.append(f"step {difference['step']} differs: {difference['where']}: {difference['reason']}")
         if result["environment"]:
             lines.append("its environment was another one, so its bits could not be expected:")
