@@ -446,6 +446,19 @@ def test_training_fails_with_the_window_of_steps(tmp_path):
         train(tmp_path, **options)
 
 
+def test_a_run_that_fails_keeps_the_checkpoint_it_was_writing(tmp_path, monkeypatch):
+    real = checkpoint.Checkpoints._save
+
+    def late(*args):
+        time.sleep(0.5)
+        real(*args)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "_save", late)
+    with pytest.raises(TrainingFailed):
+        train(tmp_path, poisoned=range(13, 30), max_skipped=6, asynchronous_saves=True)
+    assert checkpoint.Checkpoints(tmp_path / "checkpoints").steps()[-1] == 16
+
+
 def test_a_few_bad_steps_are_skipped_and_counted():
     result = train(None, steps=16, poisoned=range(5, 10), max_skipped=6)
     lines = [line for line in result.history if "loss" in line]

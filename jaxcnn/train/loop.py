@@ -286,6 +286,7 @@ class _Loop:
             return self._finish()
         finally:
             self.progress.close()
+            self._settle()  # the end of the process would cut short a save under way
             record.close()
             if self.writer:
                 self.writer.close()
