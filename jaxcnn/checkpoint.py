@@ -26,7 +26,7 @@ import numpy as np
 
 from jaxcnn import faults, parallel
 from jaxcnn.errors import InputError
-from jaxcnn.files import write_json
+from jaxcnn.files import json_sha256, write_json
 from jaxcnn.tree import flatten, state_sha256
 
 FORMAT = 1
@@ -119,6 +119,10 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Committed steps, oldest first; not verified yet."""
         return [step for step in self._present() if (self.directory / str(step) / MANIFEST).is_file()]
+
+    def incomplete(self) -> list[int]:
+        """Steps that were never committed, or whose manifest is gone, oldest first."""
+        return sorted({*self._present()} - {*self.steps()})
 
     def _present(self) -> list[int]:
         """Whatever is named like a step, oldest first."""
@@ -262,7 +266,7 @@ def _write_manifest(path: Path, *, step: int, arrays: Mapping[str, Any], metric:
         "arrays": {name: _array_entry(array) for name, array in arrays.items()},
         "files": {str(p.relative_to(path)): _file_entry(p) for p in files},
     }
-    manifest["manifest_sha256"] = _json_sha256(manifest)
+    manifest["manifest_sha256"] = json_sha256(manifest)
     for file in files:  # the manifest vouches for them: they must be on the disk before it is
         _fsync(file)
     faults.point("save.files")
@@ -278,7 +282,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         expected = manifest.pop("manifest_sha256")
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return {}
-    return manifest if _json_sha256(manifest) == expected else {}
+    return manifest if json_sha256(manifest) == expected else {}
 
 
 def _verified_manifest(path: Path) -> dict[str, Any]:
@@ -313,10 +317,6 @@ def _array_entry(array: Any) -> dict[str, Any]:
 def _file_entry(path: Path) -> dict[str, Any]:
     with open(path, "rb") as f:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(f, "sha256").hexdigest()}
-
-
-def _json_sha256(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _fsync(path: Path) -> None:

@@ -75,6 +75,8 @@ COMMANDS = {
     "list": "show the models: jaxcnn list [--json]",
     "summary": "explain a network layer by layer: jaxcnn summary MODEL [--input H W C] [--json]",
     "probe": "follow the signal and its gradient: jaxcnn probe MODEL [--init NAME] [--activation NAME]",
+    "verify": "replay a run and compare every bit that it recorded: jaxcnn verify RUN [--from STEP] [--to STEP]",
+    "diff": "say where two runs part: jaxcnn diff RUN_A RUN_B [--json]",
     "search": "search hyper-parameters: jaxcnn search [EXPERIMENT.py] --space FIELD=RANGE ... [--flags]",
     "bn": "BatchNorm of a run: jaxcnn bn recalibrate | fold | drift RUN",
     "stylize": "neural style transfer: jaxcnn stylize --content FILE --style FILE --weights FILE --output FILE",
@@ -259,15 +261,12 @@ def train(experiment: Experiment, launch: Launch, name: str, stop: StopRequest) 
     """Trains one run, or goes on with it, or says that it is finished: (exit status, summary)."""
     import jax
 
-    from jaxcnn import build, processes, report
+    from jaxcnn import processes, report
     from jaxcnn.data import preprocess
     from jaxcnn.train import run
     from jaxcnn.train.log import tensorboard
-    from jaxcnn.train.loop import fit
 
-    jax.config.update("jax_enable_x64", experiment.model.dtype == "float64")
-    data = build.splits(experiment, data_dir=launch.data_dir, smoke=launch.smoke, workers=launch.workers)
-    made = build.parts(experiment, data, devices=jax.device_count())
+    data, made = prepare(experiment, launch)
     if experiment.train.tensorboard:
         tensorboard()
     path = launch.runs_dir / experiment.name / name
@@ -305,7 +304,7 @@ def train(experiment: Experiment, launch: Launch, name: str, stop: StopRequest) 
             if (summary := directory.read("summary.json")) is not None:
                 return summary
             directory.require_space(64 * made.parameters + (1 << 20))
-            directory.write("data.json", {"classes": list(data.classes), "input": list(data.train.images.shape[1:])})
+            directory.write("data.json", data_facts(data, launch))
             kept = directory.path / "preprocessing.npz"  # of the training split that the run began with
             if not kept.exists():
                 preprocess.fit(experiment.data.preprocessing, data.train.images).save(kept)
@@ -326,17 +325,16 @@ def train(experiment: Experiment, launch: Launch, name: str, stop: StopRequest) 
                 f" {made.steps} steps on {jax.device_count()} x {jax.devices()[0].device_kind}\nrun {path.absolute()}",
                 flush=True,
             )
-        result = fit(
-            made.net,
-            (data.train.images, data.train.labels),
-            validation=(data.validation.images, data.validation.labels) if data.validation else None,
-            test=(data.test.images, data.test.labels),
+        result = fit_experiment(
+            experiment,
+            made,
+            preprocessing,
+            data,
             directory=path,
             variables=initial.variables,
             quiet=launch.quiet,
             asynchronous_saves=launch.async_saves,
             profile=launch.profile,
-            **build.fit_options(experiment, made, preprocessing, data),
         )
         summary = report.finish(path.absolute(), result, made, data, preprocessing, experiment)
         if processes.first():
@@ -345,6 +343,37 @@ def train(experiment: Experiment, launch: Launch, name: str, stop: StopRequest) 
             print(f"error: the last checkpoint was not saved: {result.unsaved}", file=sys.stderr)
             return 1, summary
         return 0, summary
+
+
+def prepare(experiment: Experiment, launch: Launch) -> tuple[Any, Any]:
+    """The experiment's data and its network with what trains it: `build.Splits`, `build.Parts`."""
+    import jax
+
+    from jaxcnn import build
+
+    jax.config.update("jax_enable_x64", experiment.model.dtype == "float64")
+    data = build.splits(experiment, data_dir=launch.data_dir, smoke=launch.smoke, workers=launch.workers)
+    return data, build.parts(experiment, data, devices=jax.device_count())
+
+
+def fit_experiment(experiment: Experiment, made: Any, preprocessing: Any, data: Any, **options: Any) -> Any:
+    """`fit` with all that the experiment decides; `options` are the rest of its arguments, and win."""
+    from jaxcnn import build
+    from jaxcnn.train.loop import fit
+
+    return fit(
+        made.net,
+        (data.train.images, data.train.labels),
+        validation=(data.validation.images, data.validation.labels) if data.validation else None,
+        test=(data.test.images, data.test.labels),
+        **{**build.fit_options(experiment, made, preprocessing, data), **options},
+    )
+
+
+def data_facts(data: Any, launch: Launch) -> dict[str, Any]:
+    """What `data.json` says; that a smoke run took only a few of the examples stands nowhere else."""
+    few = {"smoke": True} if launch.smoke else {}
+    return {"classes": list(data.classes), "input": list(data.train.images.shape[1:]), **few}
 
 
 def data_line(experiment: Experiment, data: Any) -> str:

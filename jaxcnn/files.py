@@ -1,11 +1,12 @@
 """Files: those that are written whole or not at all, and those of the user that define something."""
 
 import contextlib
+import hashlib
 import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,6 +35,11 @@ def write_json(path: Path, values: Any, *, before: Callable[[], None] = lambda: 
     """Ends with the closing brace: a file cut short by a single byte is no JSON any more."""
     with replacing(path, before=before) as file:
         file.write(json.dumps(values, indent=1).encode())
+
+
+def json_sha256(values: Mapping[str, Any]) -> str:
+    """SHA-256 of JSON types, whatever the order of the keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def load_file(path: Path) -> dict[str, Any]:

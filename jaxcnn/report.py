@@ -42,16 +42,7 @@ def finish(
     experiment: Experiment,
 ) -> dict[str, Any]:
     """Writes `summary.json` in the directory `run`, which makes it finished, then the pictures; returns the summary."""
-    summary = {
-        "final_step": result.step,
-        "selected_step": result.selected_step,
-        **{f"test_{name}": value for name, value in result.test.items()},
-        "state_sha256": state_sha256(result.state),
-        "seconds": round(result.seconds, 2),
-        "parameters": made.parameters,
-        "skipped_steps": int(result.state.counters["skipped"]),
-        "seed": experiment.seed,
-    }
+    summary = summarize(result, made, experiment)
     if result.unsaved is None and processes.first():
         faults.point("summary")
         write_json(run / "summary.json", summary)
@@ -61,6 +52,20 @@ def finish(
         curves(result.history, run / "curves.png", title=f"{experiment.name}, seed {experiment.seed}")
         confusion(counts, data.classes, run / "confusion.png", title=f"{experiment.name}: test split")
     return summary
+
+
+def summarize(result: FitResult, made: build.Parts, experiment: Experiment) -> dict[str, Any]:
+    """What `summary.json` says of a run."""
+    return {
+        "final_step": result.step,
+        "selected_step": result.selected_step,
+        **{f"test_{name}": value for name, value in result.test.items()},
+        "state_sha256": state_sha256(result.state),
+        "seconds": round(result.seconds, 2),
+        "parameters": made.parameters,
+        "skipped_steps": int(result.state.counters["skipped"]),
+        "seed": experiment.seed,
+    }
 
 
 def show(summary: Mapping[str, Any], *, quiet: bool = False) -> None:

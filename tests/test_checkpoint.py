@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from jaxcnn import checkpoint, parallel
 from jaxcnn.checkpoint import MANIFEST, CheckpointError, Checkpoints
 from jaxcnn.errors import InputError
+from jaxcnn.files import json_sha256
 from jaxcnn.tree import flatten, state_sha256, unflatten
 
 FIXTURE = Path(__file__).parent / "fixtures" / "checkpoint_format1"
@@ -240,7 +241,7 @@ def test_wrong_arrays_behind_right_files_are_found(two):
     manifest = json.loads(path.read_text())
     del manifest["manifest_sha256"]
     manifest["arrays"]["w"]["sha256"] = "0" * 64
-    path.write_text(json.dumps(manifest | {"manifest_sha256": checkpoint._json_sha256(manifest)}))
+    path.write_text(json.dumps(manifest | {"manifest_sha256": json_sha256(manifest)}))
     with pytest.raises(CheckpointError, match="array w is not what was saved"):
         two.restore(20)
 
@@ -248,7 +249,7 @@ def test_wrong_arrays_behind_right_files_are_found(two):
 def test_a_newer_format_is_refused_and_left_alone(two):
     path = two.directory / "20" / MANIFEST
     manifest = {"format": checkpoint.FORMAT + 1, "what": "only that version knows"}
-    path.write_text(json.dumps(manifest | {"manifest_sha256": checkpoint._json_sha256(manifest)}))
+    path.write_text(json.dumps(manifest | {"manifest_sha256": json_sha256(manifest)}))
     with pytest.raises(InputError, match=r"format 2.*upgrade jaxcnn"):
         two.restore_latest()
     assert two.steps() == [10, 20]

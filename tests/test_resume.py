@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -314,6 +315,23 @@ def test_damage_to_the_newest_checkpoint_does_not_change_the_end(half, undisturb
     assert len(list((half / "damaged").iterdir())) == 1
 
 
+def test_a_checkpoint_written_beside_the_training_has_the_sums_of_its_own_step(
+    tmp_path, whole, undisturbed, monkeypatch
+):
+    real = checkpoint.Checkpoints._save
+
+    def late(*args):
+        time.sleep(0.3)  # steps are much shorter: the log's next line is written meanwhile
+        real(*args)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "_save", late)
+    assert outcome(train(tmp_path, asynchronous_saves=True), tmp_path) == undisturbed
+    step = undisturbed.selected_step
+    assert step % 4  # lies between two lines
+    loops = [checkpoint.Checkpoints(d / "checkpoints").restore(step).loop for d in (whole, tmp_path)]
+    assert loops[0] | {"seconds": 0} == loops[1] | {"seconds": 0}
+
+
 def test_evaluations_are_told_in_order_and_again_after_a_resumption(tmp_path, undisturbed):
     class Enough(Exception):
         pass
@@ -459,6 +477,19 @@ def test_training_fails_with_the_window_of_steps(tmp_path):
             np.testing.assert_array_equal(array, healthy[name])
     with pytest.raises(TrainingFailed, match="14 to 19"):  # the count goes on where it was
         train(tmp_path, **options)
+
+
+def test_a_run_that_fails_keeps_the_checkpoint_it_was_writing(tmp_path, monkeypatch):
+    real = checkpoint.Checkpoints._save
+
+    def late(*args):
+        time.sleep(0.5)
+        real(*args)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "_save", late)
+    with pytest.raises(TrainingFailed):
+        train(tmp_path, poisoned=range(13, 30), max_skipped=6, asynchronous_saves=True)
+    assert checkpoint.Checkpoints(tmp_path / "checkpoints").steps()[-1] == 16
 
 
 def test_a_few_bad_steps_are_skipped_and_counted():

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxcnn import faults
 from jaxcnn.errors import InputError
@@ -18,6 +18,35 @@ WAITS = ("data_seconds", "checkpoint_seconds")
 """Seconds since the last line in which training stood still: for its next batch, for a checkpoint."""
 TIMINGS = ("seconds", "images_per_second", *WAITS)
 """Fields of a line that differ between two runs of the same configuration."""
+
+
+class LineDifference(NamedTuple):
+    field: str
+    old: Any
+    new: Any
+
+
+def line_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> LineDifference | None:
+    """The first field, timings aside, in which two lines of logs differ as JSON; the step before all others."""
+    for field in {"step": None, **new, **old}:
+        a, b = old.get(field), new.get(field)
+        if field not in TIMINGS and (json.dumps(a) != json.dumps(b) or (field in old) != (field in new)):
+            return LineDifference(field, a, b)
+    return None
+
+
+def complete_lines(path: Path) -> list[bytes]:
+    """The lines of a log, without one that was cut short; none where there is no log."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [line for line in lines if line.endswith(b"\n")]
+
+
+def parsed(line: bytes) -> dict[str, Any]:
+    """A line of a log; `ValueError` for what is none."""
+    values = json.loads(line)
+    if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+        raise ValueError("not an object with a step")
+    return values
 
 
 class MetricsLog:
@@ -30,8 +59,7 @@ class MetricsLog:
         self._file = None
         if path is None:
             return
-        old = path.read_bytes().splitlines(keepends=True)[:keep] if path.exists() else []
-        old = [line for line in old if line.endswith(b"\n")]
+        old = complete_lines(path)[:keep]
         if len(old) < keep:
             raise InputError(
                 f"{path} has {len(old)} lines, the checkpoint stands on {keep}: restore it, or give another --run name"
@@ -135,7 +163,7 @@ class Progress:
 
 def _parsed(lines: Sequence[bytes], path: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in lines]
+        return [parsed(line) for line in lines]
     except ValueError as error:
         raise InputError(f"{path} was altered ({error}): restore it, or give another --run name") from None
 

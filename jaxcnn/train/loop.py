@@ -360,20 +360,23 @@ class _Loop:
 
     def _next_boundary(self) -> int:
         every = [n for n in (self.log_every, self.eval_every, self.checkpoint_every) if n]
-        return min(self.steps, *((self.at // n + 1) * n for n in every))
+        watched = (step for step in self.record.watched if step > self.at)
+        return min(self.steps, *((self.at // n + 1) * n for n in every), *watched)
 
     def _boundary(self) -> None:
         """What is due at this step, in this order: line, evaluation, checkpoint; then a stop that was asked for."""
         end = self.at == self.steps
         if (self.at % self.log_every == 0 or end) and self.logged < self.at:
             self._log_line()
-        monitored = self.validation or self.test
+        monitored, watched = self.validation or self.test, self.at in self.record.watched
         due = self.eval_every and self.at % self.eval_every == 0
         due = self.validation is not None if end else due  # the test split has its own line at the end
         try:
             if monitored is not None and due and self.evaluated < self.at:
+                if watched:
+                    self.save()
                 self._evaluate(monitored)
-            if self.at and (self.at % self.checkpoint_every == 0 or self.best_step == self.at):
+            if watched or (self.at and (self.at % self.checkpoint_every == 0 or self.best_step == self.at)):
                 self.save()
             self._tell()
             self.heed(lag=0 if jax.default_backend() == "cpu" else CALLS_UNDER_WAY)
@@ -481,7 +484,7 @@ class _Loop:
 
     def save(self) -> None:
         """A checkpoint of this step, unless it has one. A failure is reported and the run goes on."""
-        if self.record.directory is None or self.saved == self.at:
+        if self.record.directory is None or (self.saved == self.at and self.at not in self.record.watched):
             return
         began = time.monotonic()
         self._drain()

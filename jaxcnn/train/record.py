@@ -21,6 +21,8 @@ class Record:
 
     def __init__(self, directory: Path | None, *, keep_latest: int = 2, keep_best: int = 1, asynchronous: bool = False):
         self.directory, self.log = directory, MetricsLog(None)
+        self.watched: frozenset[int] = frozenset()
+        """Steps that are saved at every moment at which a stop could have saved them, for a replay to compare."""
         self.checkpoints: Checkpoints | None = None
         if directory is not None:
             if processes.first():

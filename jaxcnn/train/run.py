@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import jax
 
 from jaxcnn.config import differences
 from jaxcnn.errors import InputError
-from jaxcnn.files import write_json
+from jaxcnn.files import json_sha256, write_json
 
 REFUSED = ("versions", "xla_flags", "device_kind", "data")
 """Fields of `environment.json` on which the bits of a run depend: resuming under others is refused."""
@@ -75,10 +75,7 @@ class RunDirectory:
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise
-            holder = os.read(self._lock, 100).decode(errors="replace").strip()
-            raise InputError(
-                f"run {self.path} is in use by process {holder}: wait for it, or give another --run name"
-            ) from None
+            raise InputError(f"{_in_use(self.path, self._lock)}: wait for it, or give another --run name") from None
         os.ftruncate(self._lock, 0)
         os.write(self._lock, f"{os.getpid()}\n".encode())
 
@@ -86,6 +83,9 @@ class RunDirectory:
         self, config: Mapping[str, Any], environment: Mapping[str, Any], accept: bool, upgrade: Callable
     ) -> None:
         old_config, old_environment = self.read("config.json"), self.read("environment.json")
+        environment = {**environment, "config_sha256": json_sha256(config)}
+        if old_config is not None and config_altered(old_config, old_environment or {}):
+            environment["config_sha256"] = old_environment["config_sha256"]  # going on does not hide it
         if old_config is not None:  # fields that were added since have their defaults
             old_config = upgrade(old_config)
         if old_config is not None and (changed := differences(old_config, config)):
@@ -96,7 +96,7 @@ class RunDirectory:
             )
         if old_config is not None and old_environment is not None:
             elastic = bool(config.get("train", {}).get("elastic"))
-            refused, warned = _compare(old_environment, environment, elastic=elastic)
+            refused, warned = compare_environments(old_environment, environment, elastic=elastic)
             if refused and not accept:
                 raise InputError(
                     f"run {self.path} was made in another environment, its bits cannot be continued here:\n  "
@@ -149,6 +149,31 @@ class RunDirectory:
         self.close()
 
 
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Keeps others from training the run `path` while it is read, and changes nothing there. `InputError` while a
+    process trains it."""
+    try:
+        lock = os.open(path / "lock", os.O_RDONLY)
+    except FileNotFoundError:  # a copy without it: nobody trains that
+        yield
+        return
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            raise InputError(f"{_in_use(path, lock)}: wait until it ends, or stop it") from None
+        yield
+    finally:
+        os.close(lock)
+
+
+def _in_use(path: Path, lock: int) -> str:
+    return f"run {path} is in use by process {os.read(lock, 100).decode(errors='replace').strip()}"
+
+
 def read_json(path: Path) -> Any:
     """The file's content, or None where there is no such file; `InputError` if it is not JSON."""
     try:
@@ -190,7 +215,15 @@ def _git_hash(beside: Path | None = None) -> str | None:
         return None
 
 
-def _compare(old: Mapping[str, Any], new: Mapping[str, Any], *, elastic: bool) -> tuple[list[str], list[str]]:
+def config_altered(config: Mapping[str, Any], environment: Mapping[str, Any]) -> bool:
+    """Whether `config.json` is not what the run began with; unknown, so False, of runs made before its digest was."""
+    return environment.get("config_sha256") not in (None, json_sha256(config))
+
+
+def compare_environments(
+    old: Mapping[str, Any], new: Mapping[str, Any], *, elastic: bool
+) -> tuple[list[str], list[str]]:
+    """The differences on which the bits depend, and those that deserve a warning, one line each."""
     refused, warned = [], []
     old = {"processes": 1, **old}  # as it was before it was written down
     for field in REFUSED:
