@@ -17,6 +17,7 @@ ENVIRONMENT = {
     "xla_flags": "--a=1",
     "device_kind": "cpu",
     "devices": 8,
+    "processes": 1,
     "cores": 2,
     "data": {"train": "1f", "test": "2e"},
     "git": "abc",
@@ -35,6 +36,7 @@ CHANGES = {
     "device_kind": ("TPU v9", "device_kind"),
     "data": ({"train": "1f", "test": "3d"}, "data.test"),
     "devices": (1, "devices"),
+    "processes": (2, "processes"),
     "cores": (64, "cores"),
     "git": ("abd", "git"),
 }
@@ -66,6 +68,22 @@ def test_an_environment_with_other_rounding_is_warned_of(tmp_path, field):
         (line,) = run.warnings
     assert line.startswith(f"{shown}: ")
     assert "exact" in line
+
+
+def test_elastic_keeps_every_bit_on_other_devices(tmp_path):
+    config = {"train": {"elastic": 8}}
+    opened(tmp_path / "run", config).close()
+    with opened(tmp_path / "run", config, devices=1, processes=4, cores=64) as run:
+        assert len(run.warnings) == 3
+        assert all("every bit stays exact" in line for line in run.warnings)
+
+
+def test_a_run_from_before_processes_were_written_down_was_one(tmp_path):
+    opened(tmp_path / "run").close()
+    old = {field: value for field, value in ENVIRONMENT.items() if field != "processes"}
+    (tmp_path / "run" / "environment.json").write_text(json.dumps(old))
+    with opened(tmp_path / "run") as run:
+        assert run.warnings == []
 
 
 def test_the_rest_of_the_environment_is_ignored(tmp_path):
