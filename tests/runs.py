@@ -1,6 +1,6 @@
-"""Runs of the command in processes of their own, which may be killed at any moment.
+"""The command, called here, or run in processes of its own, which may be killed at any moment.
 
-They are forked from a server that has imported what a run needs and started no device: a start costs no import.
+Those are forked from a server that has imported what a run needs and started no device: a start costs no import.
 """
 
 import contextlib
@@ -12,15 +12,22 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from jaxcnn import cli
 from jaxcnn.train.log import TIMINGS
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["jaxcnn.train.loop", "jaxcnn.report", "jaxcnn.commands.eval", "orbax.checkpoint"])
 
 
-def _main(argv: Sequence[str], environment: Mapping[str, str], output: Path) -> None:
-    from jaxcnn import cli
+def jaxcnn(*args: str | Path | int) -> int:
+    """The exit status of `jaxcnn ARGS`, in this process."""
+    try:
+        return cli.main([str(arg) for arg in args])
+    except SystemExit as stop:  # what the parser of flags ends with
+        return stop.code
 
+
+def _main(argv: Sequence[str], environment: Mapping[str, str], output: Path) -> None:
     os.environ.update(environment)
     with open(output, "a") as file:
         os.dup2(file.fileno(), 1)

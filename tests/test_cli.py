@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from runs import jaxcnn
 
 from jaxcnn import checkpoint, cli
 from jaxcnn.checkpoint import Checkpoints
@@ -29,14 +30,6 @@ LONG = [*TINY, "--train.steps", "60", "--optim.learning-rate", "0.02", "--train.
 
 
 pytestmark = pytest.mark.usefixtures("own_caches")
-
-
-def jaxcnn(*args: str | Path) -> int:
-    """The exit status of `jaxcnn ARGS`."""
-    try:
-        return cli.main([str(arg) for arg in args])
-    except SystemExit as stop:  # what the parser of flags ends with
-        return stop.code
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from runs import jaxcnn
 
 from jaxcnn import cli, platform
 from jaxcnn.checkpoint import Checkpoints
@@ -37,14 +38,6 @@ def cached(own_caches):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(platform, "setup", setup)
         yield
-
-
-def jaxcnn(*args: str | Path | int) -> int:
-    """The exit status of `jaxcnn ARGS`."""
-    try:
-        return cli.main([str(arg) for arg in args])
-    except SystemExit as stop:  # what the parser of flags ends with
-        return stop.code
 
 
 @pytest.fixture(scope="module")

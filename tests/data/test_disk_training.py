@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from jpegs import folder
+from runs import jaxcnn
 
-from jaxcnn import cli, config
+from jaxcnn import config
 from jaxcnn.data import preprocess
 from jaxcnn.data.disk import open_folder
 from jaxcnn.data.records import prepare
@@ -27,10 +28,6 @@ FLAGS = ["--model.name", "linear", "--data.name", "folder:pets", "--data.storage
 FLAGS += ["12", "--data.preprocessing", "imagenet", "--data.batch-size", "16", "--data.crop-padding", "0"]
 FLAGS += ["--data.validation", "0.2", "--data.eval-batch-size", "8", "--data.random-resized-crop", "0.3", "1.0"]
 FLAGS += ["--train.log-every", "4", "--train.steps", "12", "--train.eval-every", "6", "--train.checkpoint-every", "6"]
-
-
-def jaxcnn(*args: str | Path) -> int:
-    return cli.main([str(arg) for arg in args])
 
 
 @pytest.fixture(scope="module")
