@@ -127,7 +127,13 @@ def fit(
     resident = isinstance(feed, TrainFeed) and feed.store is not None
     if steps_per_call > 1 and (parallel_mode == "pmap" or not resident):
         raise InputError("steps_per_call > 1 needs jit and a training set that lives on the devices; use 1")
-    sample = example(feed, prepare)
+    # Of images on disk it ends the workers that decode them.
+    close = (lambda: None) if callable(train) else getattr(feed, "close", lambda: None)
+    try:
+        sample = example(feed, prepare)
+    except BaseException:
+        close()
+        raise
     step = make_train_step(
         module,
         optimizer=optimizer,
@@ -185,8 +191,7 @@ def fit(
         try:
             return loop.run(record, tensorboard=tensorboard, quiet=quiet)
         finally:
-            if not callable(train):
-                getattr(feed, "close", lambda: None)()  # the workers that decode its images
+            close()
 
 
 def _check(values: Mapping[str, tuple[int, int]]) -> None:
