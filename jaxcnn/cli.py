@@ -243,7 +243,7 @@ def _train_command(experiment: Experiment, full: Experiment | None, args: list[s
             temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxcnn-smoke-"))
             launch = dataclasses.replace(launch, runs_dir=Path(temporary))
         name = launch.run or f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        if launch.seeds == 1:
+        if launch.seeds == 1 or launch.dry_run:  # seeds differ in nothing that it says
             return train(experiment, launch, name, stop)[0]
         results = []
         for seed in range(experiment.seed, experiment.seed + launch.seeds):

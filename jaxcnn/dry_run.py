@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxcnn import build, parallel
 from jaxcnn.config import Experiment
+from jaxcnn.data.loader import RESIDENT_BYTES
 from jaxcnn.data.preprocess import Preprocessing
 from jaxcnn.train.state import state_shapes
 from jaxcnn.train.step import make_train_step
@@ -85,8 +86,6 @@ def show(found: dict[str, Any]) -> str:
 
 def _batch(data: build.Splits, batch_size: int, mesh: Any) -> dict[str, Any]:
     """Shapes of a training batch as `loader.train_feed` would give it."""
-    from jaxcnn.data.loader import RESIDENT_BYTES
-
     images, labels = data.train.images, data.train.labels
     spread, everywhere = parallel.by_example(mesh), parallel.replicated(mesh)
 

@@ -187,7 +187,7 @@ def test_a_run_without_a_name_gets_a_fresh_one(tmp_path):
     assert (only / "summary.json").is_file()
 
 
-@pytest.mark.parametrize("more", [[], ["--train.elastic", "8"], ["--train.accumulate", "2"]])
+@pytest.mark.parametrize("more", [[], ["--train.elastic", "8"], ["--train.accumulate", "2"], ["--seeds", "2"]])
 def test_a_dry_run_says_what_it_would_take_and_makes_nothing(tmp_path, capsys, more):
     flags = ["--dry-run", "--runs-dir", str(tmp_path / "runs"), "--train.steps", "70", "--train.checkpoint-every", "30"]
     assert jaxcnn("train", *flags, *more) == 0
