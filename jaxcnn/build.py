@@ -146,6 +146,7 @@ def fit_options(experiment: Experiment, made: Parts, preprocessing: Preprocessin
         "keep_best": settings.keep_best,
         "parallel_mode": settings.parallel,
         "shards": settings.elastic,
+        "fsdp": settings.fsdp,
         "steps_per_call": 1 if jax.default_backend() == "cpu" or settings.elastic else settings.steps_per_call,
         "tensorboard": settings.tensorboard,
     }

@@ -130,11 +130,11 @@ class Checkpoints:
             return []
         return sorted(int(p.name) for p in self.directory.iterdir() if re.fullmatch(r"0|[1-9][0-9]*", p.name))
 
-    def restore_latest(self, *, sharding: Any = None) -> Restored | None:
+    def restore_latest(self, *, layout: parallel.Layout | None = None) -> Restored | None:
         """The newest step that passes verification. Others are moved to `damaged/` and reported."""
         for step in reversed(self._present()):
             try:
-                return self.restore(step, sharding=sharding)
+                return self.restore(step, layout=layout)
             except CheckpointError as error:
                 kept = self._set_aside(self.directory / str(step))
                 self.report(f"{error}\nmoved to {kept}; going back to the checkpoint before it")
@@ -149,8 +149,8 @@ class Checkpoints:
                 self.report(f"{error}; trying another step")
         return None
 
-    def restore(self, step: int, *, sharding: Any = None) -> Restored:
-        """The step's arrays (NumPy, or placed by `sharding`), every file and array verified.
+    def restore(self, step: int, *, layout: parallel.Layout | None = None) -> Restored:
+        """The step's arrays (NumPy, or placed by `layout`), every file and array verified.
 
         `CheckpointError` if the step is incomplete or damaged; `InputError` if this version or this process
         (64-bit arrays without `jax_enable_x64`) cannot hold it.
@@ -166,8 +166,8 @@ class Checkpoints:
         for name, entry in manifest["arrays"].items():
             if name not in arrays or _array_entry(arrays[name]) != entry:
                 raise CheckpointError(f"checkpoint {path} is damaged: array {name} is not what was saved")
-        if sharding is not None:
-            arrays = _placed(arrays, sharding, path)
+        if layout is not None:
+            arrays = _placed(arrays, layout, path)
         return Restored(step, arrays, dict(items["loop"]), manifest["metric"], manifest["state_sha256"])
 
     def best_step(self) -> int | None:
@@ -233,8 +233,8 @@ def _restore_args(entries: Mapping[str, Any]) -> Any:
     return ocp.args.Composite(state=ocp.args.StandardRestore(like), loop=ocp.args.JsonRestore())
 
 
-def _placed(arrays: Mapping[str, np.ndarray], sharding: Any, path: Path) -> dict[str, jax.Array]:
-    placed = parallel.place(dict(arrays), sharding)
+def _placed(arrays: Mapping[str, np.ndarray], layout: parallel.Layout, path: Path) -> dict[str, jax.Array]:
+    placed = layout.place(dict(arrays))
     for name, array in placed.items():
         if array.dtype != arrays[name].dtype:
             raise InputError(

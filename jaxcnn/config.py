@@ -125,6 +125,9 @@ class Train:
     elastic: int = 0
     """Virtual shards of a batch, each augmented and normalised by itself, so that the result does not depend on the
     number of devices, processes or cores; at most so many devices can share the work. 0 is off."""
+    fsdp: bool = False
+    """Divide large parameters, their moving averages and the optimiser's over the devices, for what does not fit on
+    each of them."""
     tensorboard: bool = False
 
 
@@ -194,6 +197,8 @@ def validate(experiment: Experiment) -> Experiment:
         raise InputError(
             f"--train.elastic {train.elastic} divides the batch itself: give neither --train.accumulate nor pmap"
         )
+    if train.fsdp and (train.elastic or train.parallel == "pmap"):
+        raise InputError("--train.fsdp divides the state over the devices: give neither --train.elastic nor pmap")
     if optim.clip_norm is not None and not optim.clip_norm > 0:
         raise InputError(f"--optim.clip-norm {optim.clip_norm} must be positive")
     for flag, value in [

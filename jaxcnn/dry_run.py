@@ -1,5 +1,6 @@
 """What a run would take, before a job is queued: steps, checkpoints, memory. Compiles the step and runs nothing."""
 
+import math
 import shutil
 import time
 from pathlib import Path
@@ -28,17 +29,17 @@ def plan(
     """
     settings, mesh = experiment.train, parallel.make_mesh()
     options = build.fit_options(experiment, made, preprocessing, data)
-    names = ("optimizer", "loss_fn", "prepare", "ema_decay", "accumulate", "shards", "parallel_mode")
+    names = ("optimizer", "loss_fn", "prepare", "ema_decay", "accumulate", "shards", "fsdp", "parallel_mode")
     step = make_train_step(made.net, mesh=mesh, **{name: options[name] for name in names})
     dtype = jnp.float64 if experiment.model.dtype == "float64" else jnp.float32
     sample = jax.ShapeDtypeStruct((1, *data.train.images.shape[1:]), dtype)
     state = state_shapes(made.net, optimizer=made.optimizer, sample=sample, ema=settings.ema_decay is not None)
     shapes = _batch(data, experiment.data.batch_size, mesh)
-    memory: dict[str, int] = {"state": _bytes(state), "batch": _bytes(shapes)}
+    layout = parallel.Layout(mesh, settings.fsdp)
+    placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, layout.of(state))
+    memory: dict[str, int] = {"state": _bytes(placed), "batch": _bytes(shapes)}
     began = time.monotonic()
     if hasattr(step, "lower"):
-        everywhere = parallel.replicated(mesh)
-        placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state)
         with jax.set_mesh(mesh):
             planned = step.lower(placed, shapes, np.uint32(0)).compile().memory_analysis()  # type: ignore[attr-defined]
         kept = planned.argument_size_in_bytes + planned.output_size_in_bytes - planned.alias_size_in_bytes
@@ -55,8 +56,8 @@ def plan(
         "batch_per_device": experiment.data.batch_size // jax.device_count(),
         "evaluations": made.steps // settings.eval_every if settings.eval_every else 1,
         "checkpoints": -(-made.steps // settings.checkpoint_every),
-        "checkpoint_bytes": memory["state"],
-        "disk_needed": memory["state"] * (settings.keep_latest + settings.keep_best + 1),
+        "checkpoint_bytes": _bytes(state),
+        "disk_needed": _bytes(state) * (settings.keep_latest + settings.keep_best + 1),
         "disk_free": shutil.disk_usage(next(p for p in (run, *run.absolute().parents) if p.exists())).free,
         "memory": memory,
         "compile_seconds": round(time.monotonic() - began, 1),
@@ -100,4 +101,10 @@ def _batch(data: build.Splits, batch_size: int, mesh: Any) -> dict[str, Any]:
 
 
 def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    """Of whole arrays, or of one device's part of those that have a sharding."""
+
+    def size(leaf: jax.ShapeDtypeStruct) -> int:
+        shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+        return math.prod(shape) * leaf.dtype.itemsize
+
+    return sum(map(size, jax.tree.leaves(tree)))

@@ -1,10 +1,13 @@
-"""The device mesh and the two shardings of a training run: the state everywhere, the batch divided."""
+"""The device mesh and where arrays live on it: the batch divided, the state everywhere or, by one rule, divided too."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxcnn.errors import InputError
@@ -27,6 +30,42 @@ def by_example(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
+FSDP_ELEMENTS = 2**14
+"""Arrays with fewer elements stay on every device: to gather them would take longer than it saves."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the arrays of a training state live: on every device or, with `fsdp` (fully sharded data parallelism,
+    Zhao et al. 2023, arXiv:2304.11277), each one of `FSDP_ELEMENTS` or more divided along its longest axis that the
+    devices divide, the last of equally long ones."""
+
+    mesh: Mesh
+    fsdp: bool = False
+
+    def of(self, tree: PyTree) -> PyTree:
+        """The sharding of each array, or `jax.ShapeDtypeStruct`, of `tree`."""
+        return jax.tree.map(lambda leaf: self._of(np.shape(leaf)), tree)
+
+    def _of(self, shape: tuple[int, ...]) -> NamedSharding:
+        divisible = [(size, axis) for axis, size in enumerate(shape) if size % self.mesh.size == 0]
+        if not (self.fsdp and divisible and math.prod(shape) >= FSDP_ELEMENTS):
+            return replicated(self.mesh)
+        return NamedSharding(self.mesh, PartitionSpec(*[None] * max(divisible)[1], DATA_AXIS))
+
+    def place(self, tree: PyTree) -> PyTree:
+        """Host arrays, the same in every process, on the devices."""
+        return jax.tree.map(place, tree, self.of(tree))
+
+    def divide(self, tree: PyTree) -> PyTree:
+        """Inside a compiled function: each array where it lives."""
+        return jax.lax.with_sharding_constraint(tree, self.of(tree)) if self.fsdp else tree
+
+    def gather(self, tree: PyTree) -> PyTree:
+        """Inside a compiled function: each array whole on every device."""
+        return jax.lax.with_sharding_constraint(tree, replicated(self.mesh)) if self.fsdp else tree
+
+
 def place(tree: PyTree, sharding: NamedSharding) -> PyTree:
     """Host arrays, the same in every process, on the devices: no process sends anything to another."""
     if jax.process_count() == 1:
@@ -37,6 +76,18 @@ def place(tree: PyTree, sharding: NamedSharding) -> PyTree:
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     return jax.tree.map(placed, tree)
+
+
+def whole(tree: PyTree) -> PyTree:
+    """Arrays that this process can read: those divided over several processes come to the host, one after the other.
+    Every process must call this."""
+
+    def readable(leaf: Any) -> Any:
+        if leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return leaf
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(readable, tree)
 
 
 def place_rows(arrays: Mapping[str, np.ndarray], rows: np.ndarray, sharding: NamedSharding) -> dict[str, jax.Array]:

@@ -60,7 +60,7 @@ def summarize(result: FitResult, made: build.Parts, experiment: Experiment) -> d
         "final_step": result.step,
         "selected_step": result.selected_step,
         **{f"test_{name}": value for name, value in result.test.items()},
-        "state_sha256": state_sha256(result.state),
+        "state_sha256": state_sha256(parallel.whole(result.state)),
         "seconds": round(result.seconds, 2),
         "parameters": made.parameters,
         "skipped_steps": int(result.state.counters["skipped"]),

@@ -84,12 +84,12 @@ def test_whatever_a_state_holds_comes_back_bit_for_bit(tmp_path):
 
 
 def test_it_comes_back_on_every_device(tmp_path):
-    sharding = parallel.replicated(parallel.make_mesh())
-    state = jax.device_put(small_state(), sharding)
+    layout = parallel.Layout(parallel.make_mesh())
+    state = layout.place(small_state())
     checkpoints = Checkpoints(tmp_path / "c")
     checkpoints.save(1, state, loop={})
-    arrays = checkpoints.restore_latest(sharding=sharding).arrays
-    assert all(array.sharding == sharding for array in arrays.values())
+    arrays = checkpoints.restore_latest(layout=layout).arrays
+    assert all(array.sharding == parallel.replicated(layout.mesh) for array in arrays.values())
     same(arrays, state)
 
 
@@ -258,12 +258,12 @@ def test_a_newer_format_is_refused_and_left_alone(two):
 def test_64_bit_arrays_are_not_cut_silently(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c")
     checkpoints.save(1, {"w": np.ones(3)}, loop={})
-    sharding = parallel.replicated(parallel.make_mesh())
+    layout = parallel.Layout(parallel.make_mesh())
     with pytest.raises(InputError, match="float64"):
-        checkpoints.restore_latest(sharding=sharding)
+        checkpoints.restore_latest(layout=layout)
     assert checkpoints.restore_latest().arrays["w"].dtype == np.float64
     with jax.enable_x64(True):
-        assert checkpoints.restore_latest(sharding=sharding).arrays["w"].dtype == np.float64
+        assert checkpoints.restore_latest(layout=layout).arrays["w"].dtype == np.float64
 
 
 # --- which steps stay ----------------------------------------------------------------------------------------

@@ -113,14 +113,34 @@ def test_elastic_gives_the_bits_of_any_other_division(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_default_mode_agrees_to_rounding(tmp_path):
-    flags = [*RESNET, "--optim.name", "sgd", "--optim.learning-rate", "0.01", "--train.steps", "2"]
+@pytest.mark.parametrize("more", [[], ["--train.fsdp"]], ids=["whole", "fsdp"])
+def test_the_default_mode_agrees_to_rounding(tmp_path, more):
+    flags = [*RESNET, *more, "--optim.name", "sgd", "--optim.learning-rate", "0.01", "--train.steps", "2"]
     flags += ["--train.log-every", "1"]
     for name, count, devices in (("2x2", 2, 2), ("1x4", 1, 4)):
         job = Job(tmp_path, name, flags, count=count, devices=devices)
         assert set(job.wait()) == {0}, job.said(0)
     runs = tmp_path / "runs" / "lenet5_digits"
     np.testing.assert_allclose(losses(runs / "2x2"), losses(runs / "1x4"), rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_divided_state_is_saved_whole_and_gone_on_with(tmp_path):
+    """With FSDP no process has all of the state; stopped half-way the run ends in the bits of one that was not."""
+    flags = ["--train.fsdp", "--train.steps", "12", "--train.log-every", "2", "--train.checkpoint-every", "4"]
+    flags += ["--optim.name", "adam", "--data.validation", "0.1", "--train.eval-every", "4"]
+    whole = Job(tmp_path, "whole", flags)
+    assert whole.wait() == [0, 0], whole.said(0) + whole.said(1)
+    half = Job(tmp_path, "half", flags)
+    half.reaches("step 6/12")
+    half.processes[1].send_signal(signal.SIGTERM)
+    assert half.wait() == [143, 143], half.said(0) + half.said(1)
+    rest = Job(tmp_path, "half", flags)
+    assert rest.wait() == [0, 0], rest.said(0) + rest.said(1)
+    assert outcome(rest.run) == outcome(whole.run)
+    alone = Job(tmp_path, "whole", flags, count=1, devices=1)  # finished; and its weights can be read by one device
+    assert alone.wait() == [0]
+    assert "is finished" in alone.said(0)
 
 
 LONG = ["--train.steps", "100000", "--train.log-every", "5", "--train.checkpoint-every", "5"]

@@ -81,6 +81,7 @@ def fit(
     directory: str | Path | None = None,
     variables: Mapping[str, PyTree] | None = None,
     mesh: Mesh | None = None,
+    fsdp: bool = False,
     parallel_mode: Literal["jit", "pmap"] = "jit",
     shards: int = 0,
     steps_per_call: int = 1,
@@ -101,7 +102,8 @@ def fit(
     `validation` is evaluated every `eval_every` steps, and the checkpoint with the highest `select_by` (the lowest
     loss) is the one that is tested; without it `test` is evaluated then, and selects nothing. `prepare` augments and
     normalises training batches inside the step, `prepare_eval` normalises evaluation batches. `learning_rate` is
-    only logged. With `shards` the result does not depend on the number of devices (`jaxcnn.train.elastic`).
+    only logged. With `shards` the result does not depend on the number of devices (`jaxcnn.train.elastic`), with `fsdp`
+    each device keeps a part of the state (`parallel.Layout`).
     `on_evaluation(step, result)` hears of each evaluation during training, in order, once the step's
     line and checkpoint are written; a resumed run tells it of the earlier ones first. It may raise, which ends the
     run after a save.
@@ -122,6 +124,8 @@ def fit(
         raise InputError("early stopping needs a validation split and eval_every")
     if shards and (accumulate > 1 or steps_per_call > 1 or parallel_mode == "pmap"):
         raise InputError(f"shards {shards} divide the batch: give neither accumulate nor steps_per_call nor pmap")
+    if fsdp and (shards or parallel_mode == "pmap"):
+        raise InputError("fsdp divides the state over the devices, which shards and pmap need on each of them")
     check_parts(batch_size, devices=mesh.size, accumulate=accumulate, shards=shards)
     feed = train if callable(train) else train_feed(*train, batch_size=batch_size, seed=seed, mesh=mesh)
     resident = isinstance(feed, TrainFeed) and feed.store is not None
@@ -144,6 +148,7 @@ def fit(
         accumulate=accumulate,
         shards=shards,
         mesh=mesh,
+        fsdp=fsdp,
         parallel_mode=parallel_mode,
     )
     eval_step = make_eval_step(
@@ -168,7 +173,7 @@ def fit(
             eval_every=eval_every,
             checkpoint_every=checkpoint_every,
             steps_per_call=steps_per_call,
-            mesh=mesh,
+            layout=parallel.Layout(mesh, fsdp),
             profile=profile,
             on_evaluation=on_evaluation,
         )
@@ -180,6 +185,7 @@ def fit(
             seed=seed,
             ema=ema_decay is not None,
             mesh=mesh,
+            fsdp=fsdp,
             variables=variables,
         )
         record = record or Record(
@@ -256,7 +262,7 @@ class _Loop:
     eval_every: int
     checkpoint_every: int
     steps_per_call: int
-    mesh: Mesh
+    layout: parallel.Layout
     profile: tuple[int, int] | None
     on_evaluation: Callable[[int, dict[str, float]], None] | None
 
@@ -277,13 +283,13 @@ class _Loop:
     tracing: bool = False
 
     def __post_init__(self) -> None:
-        self.agreed = processes.Agreement(self.mesh) if processes.several() else None
+        self.agreed = processes.Agreement(self.layout.mesh) if processes.several() else None
 
     def run(self, record: Record, *, tensorboard: bool, quiet: bool) -> FitResult:
         self.window = metric_table.Totals()
         self.pending: list[tuple[int, Totals]] = []
         self.record, path = record, record.directory
-        restored = record.restore(parallel.replicated(self.mesh))
+        restored = record.restore(self.layout)
         record.begin(0 if restored is None else self._resume(restored))
         wanted = tensorboard and processes.first()
         self.writer = log.tensorboard().SummaryWriter(str(path / "tensorboard")) if wanted and path else None
@@ -469,12 +475,12 @@ class _Loop:
         if better:
             self.best_step = self.at
             if self.record.directory is None:
-                self.best_variables = jax.device_get(self.state.variables())
+                self.best_variables = jax.device_get(parallel.whole(self.state.variables()))
         waited = 0 if better else int(counters["evaluations_without_best"]) + 1
         new = {"best": np.float32(self.score if better else counters["best"])}
         new["evaluations_without_best"] = np.int32(waited)  # type: ignore[assignment]
         self.state = self.state.replace(  # type: ignore[attr-defined]
-            counters=counters | parallel.place(new, parallel.replicated(self.mesh))
+            counters=counters | self.layout.place(new)
         )
         self.saved = -1  # a checkpoint of this step, made when a stop cut the evaluation short, lacks all this
 
@@ -489,7 +495,10 @@ class _Loop:
 
     def save(self) -> None:
         """A checkpoint of this step, unless it has one. A failure is reported and the run goes on."""
-        if self.record.directory is None or (self.saved == self.at and self.at not in self.record.watched):
+        if self.record.directory is None:
+            return
+        saved = processes.from_first(lambda: self.saved)  # the others do not hear of a save that failed
+        if saved == self.at and self.at not in self.record.watched:
             return
         began = time.monotonic()
         self._drain()
@@ -559,7 +568,7 @@ class _Loop:
         if self.record.directory is None:
             return self.best_step, self.best_variables
         try:
-            arrays = self.record.restore_step(self.best_step, parallel.replicated(self.mesh)).arrays
+            arrays = self.record.restore_step(self.best_step, self.layout).arrays
         except CheckpointError as error:
             self.progress.warn(f"{error}; testing the last step instead of the best one")
             return self.at, fallback

@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jax.sharding import Sharding
-
-from jaxcnn import processes
+from jaxcnn import parallel, processes
 from jaxcnn.checkpoint import CheckpointError, Checkpoints, Restored
 from jaxcnn.errors import InputError
+from jaxcnn.parallel import Layout
 from jaxcnn.train.log import MetricsLog
 from jaxcnn.train.state import TrainState
 
@@ -35,7 +34,7 @@ class Record:
     def history(self) -> list[dict[str, Any]]:
         return self.log.history
 
-    def restore(self, sharding: Sharding) -> Restored | None:
+    def restore(self, layout: Layout) -> Restored | None:
         """The newest checkpoint that passes verification, in the first process's eyes."""
         if self.checkpoints is None:
             return None
@@ -43,16 +42,16 @@ class Record:
 
         def newest() -> int | None:
             assert self.checkpoints is not None
-            restored = self.checkpoints.restore_latest(sharding=sharding)
+            restored = self.checkpoints.restore_latest(layout=layout)
             found.extend([restored] if restored else [])
             return restored and restored.step
 
         step = processes.from_first(newest)
         if step is None or found:
             return found[0] if found else None
-        return self._shared(step, sharding)
+        return self._shared(step, layout)
 
-    def restore_step(self, step: int, sharding: Sharding) -> Restored:
+    def restore_step(self, step: int, layout: Layout) -> Restored:
         """The checkpoint of `step`; `CheckpointError` in every process if it is damaged."""
         assert self.checkpoints is not None
         found: list[Restored] = []
@@ -60,19 +59,19 @@ class Record:
         def read() -> str | None:
             assert self.checkpoints is not None
             try:
-                found.append(self.checkpoints.restore(step, sharding=sharding))
+                found.append(self.checkpoints.restore(step, layout=layout))
             except CheckpointError as error:
                 return str(error)
             return None
 
         if (reason := processes.from_first(read)) is not None:
             raise CheckpointError(reason)
-        return found[0] if found else self._shared(step, sharding)
+        return found[0] if found else self._shared(step, layout)
 
-    def _shared(self, step: int, sharding: Sharding) -> Restored:
+    def _shared(self, step: int, layout: Layout) -> Restored:
         assert self.checkpoints is not None
         try:
-            return self.checkpoints.restore(step, sharding=sharding)
+            return self.checkpoints.restore(step, layout=layout)
         except CheckpointError as error:
             raise InputError(f"{error}: every process must see the run directory of the first one") from error
 
@@ -86,7 +85,10 @@ class Record:
 
     def save(self, step: int, state: TrainState, *, loop: Mapping[str, Any], metric: float | None) -> None:
         """A checkpoint that stands on the lines so far. `CheckpointError` or `OSError` where there is none now."""
-        if self.checkpoints is not None and processes.first():
+        if self.checkpoints is None:
+            return
+        state = parallel.whole(state)
+        if processes.first():
             self.log.sync()
             self.checkpoints.save(step, state, loop={"lines": self.log.lines, **loop}, metric=metric)
 

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jax.sharding import Sharding
 
-from jaxcnn import parallel
 from jaxcnn.checkpoint import CheckpointError, Checkpoints, Restored
 from jaxcnn.errors import InputError
+from jaxcnn.parallel import Layout
 from jaxcnn.train.log import TIMINGS, MetricsLog, complete_lines, line_difference, parsed
 from jaxcnn.train.record import Record
 from jaxcnn.train.state import TrainState
@@ -71,15 +70,15 @@ class Replay(Record):
         """Lines that lie after the end, which resuming would write again."""
         return len(self._recorded) - self.log.lines
 
-    def restore(self, sharding: Sharding) -> Restored | None:
-        return self._sound(self.start, sharding) if self.start else None
+    def restore(self, layout: Layout) -> Restored | None:
+        return self._sound(self.start, layout) if self.start else None
 
-    def restore_step(self, step: int, sharding: Any) -> Restored:
+    def restore_step(self, step: int, layout: Layout) -> Restored:
         """The best step: as it was replayed, or the run's own where the replay began after it."""
         if self._best is None or self._best[0] != step:
-            return self._sound(step, sharding)
+            return self._sound(step, layout)
         arrays = self._best[1]
-        return Restored(step, parallel.place(dict(arrays), sharding), {}, None, state_sha256(arrays))
+        return Restored(step, layout.place(dict(arrays)), {}, None, state_sha256(arrays))
 
     def begin(self, lines: int) -> None:
         self.log = MetricsLog(None)
@@ -150,9 +149,9 @@ class Replay(Record):
                 never = Difference(open_step, f"checkpoint {open_step}", "the run passes this step without saving it")
                 raise self._differing.get(open_step, never)
 
-    def _sound(self, step: int, sharding: Sharding | None = None) -> Restored:
+    def _sound(self, step: int, layout: Layout | None = None) -> Restored:
         try:
-            return self._kept.restore(step, sharding=sharding)
+            return self._kept.restore(step, layout=layout)
         except CheckpointError as error:
             raise Difference(step, f"checkpoint {step}", str(error)) from error
 

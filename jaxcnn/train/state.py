@@ -62,22 +62,23 @@ def create_state(
     seed: int = 0,
     ema: bool = False,
     mesh: Mesh | None = None,
+    fsdp: bool = False,
     variables: Mapping[str, PyTree] | None = None,
 ) -> TrainState:
-    """The state before the first step, on every device of `mesh`.
+    """The state before the first step, on every device of `mesh` or, with `fsdp`, divided over them
+    (`parallel.Layout`).
 
     `sample` is shaped and typed like the model's input (b, h, w, c); a float64 one makes everything float64.
     `variables` replaces the initialised parameters and collections (same structure and shapes, `InputError`
     otherwise).
     """
-
     mesh = mesh or parallel.make_mesh()
     if variables is None:
-        return state_maker(module, optimizer=optimizer, sample=sample, ema=ema, mesh=mesh)(seed)
+        return state_maker(module, optimizer=optimizer, sample=sample, ema=ema, mesh=mesh, fsdp=fsdp)(seed)
     like = jax.eval_shape(lambda: _widened(_fresh(module, sample)(jax.random.key(0)), sample))
     given = unflatten(like, flatten(variables), what="weights")
     start = partial(_start, optimizer=optimizer, ema=ema)
-    return jax.jit(start, out_shardings=parallel.replicated(mesh))(given)
+    return jax.jit(start, out_shardings=parallel.Layout(mesh, fsdp).of(jax.eval_shape(start, given)))(given)
 
 
 def state_shapes(
@@ -99,6 +100,7 @@ def state_maker(
     sample: Array | jax.ShapeDtypeStruct,
     ema: bool = False,
     mesh: Mesh,
+    fsdp: bool = False,
 ) -> Callable[[int], TrainState]:
     """`create_state` as a function of the seed, traced and compiled once for all seeds."""
     fresh = _fresh(module, sample)
@@ -108,7 +110,8 @@ def state_maker(
         made = _widened(draws.together(fresh, rng.stream(seed, "init"), keys), sample)
         return _start(made, optimizer=optimizer, ema=ema)
 
-    compiled = jax.jit(init, out_shardings=parallel.replicated(mesh))
+    shapes = state_shapes(module, optimizer=optimizer, sample=sample, ema=ema)
+    compiled = jax.jit(init, out_shardings=parallel.Layout(mesh, fsdp).of(shapes))
     return lambda seed: compiled(np.uint32(seed), keys(rng.stream(jnp.uint32(seed), "init")))
 
 

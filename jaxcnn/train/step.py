@@ -35,6 +35,7 @@ def make_train_step(
     accumulate: int = 1,
     shards: int = 0,
     mesh: Mesh | None = None,
+    fsdp: bool = False,
     parallel_mode: Literal["jit", "pmap"] = "jit",
 ) -> TrainStep:
     """`step(state, batch, seed) -> (state, totals)`; under jit the old state's buffers are given up to the new one.
@@ -44,31 +45,36 @@ def make_train_step(
     reaches the optimiser as NaN, which no clipping hides.
     With `accumulate` n the batch is divided into n micro-batches of every n-th example; each is normalised by
     itself and moves the BatchNorm statistics in turn, and the gradients are averaged. With `shards` n the result does
-    not depend on the number of devices (`elastic`): the batch is that of n virtual shards.
+    not depend on the number of devices (`elastic`): the batch is that of n virtual shards. With `fsdp` each device
+    keeps and updates its part of the state (`parallel.Layout`), and has all parameters while it differentiates.
     """
     gradient = make_gradient(module, loss_fn=loss_fn, metrics=metrics)
+    mesh = mesh or parallel.make_mesh()
+    layout = parallel.Layout(mesh, fsdp)
 
     def step(state: TrainState, batch: Batch, seed: Array, axis: str | None = None) -> tuple[TrainState, Totals]:
         dropout = rng.stream(seed, "dropout", state.step)
+        params = layout.gather(state.params)
 
         def one(carry, part_and_index):
             collections, grads, totals = carry
             part, index = part_and_index
-            new = gradient(state.params, collections, part, jax.random.fold_in(dropout, index))
+            new = gradient(params, collections, part, jax.random.fold_in(dropout, index))
             return (new.collections, _add(grads, new.grads), _add(totals, new.totals)), None
 
         collections, grads, totals = _over_microbatches(one, state.collections, batch, accumulate)
         grads = jax.tree.map(lambda g: g / accumulate, grads)
         if axis is not None:
             grads, totals = jax.lax.pmean(grads, axis), jax.lax.psum(totals, axis)
-        return update(state, Gradient(collections, grads, totals))
+        state, totals = update(state, Gradient(collections, layout.divide(grads), totals))
+        return layout.divide(state), totals
 
     update = partial(next_state, optimizer=optimizer, ema_decay=ema_decay)
     prepare = prepare or (lambda batch, key: gather(batch))
     if shards:
-        return elastic.train_step(gradient, prepare, update, shards=shards, mesh=mesh or parallel.make_mesh())
+        return elastic.train_step(gradient, prepare, update, shards=shards, mesh=mesh)
     if parallel_mode == "pmap":
-        return _pmapped(step, prepare, mesh or parallel.make_mesh())
+        return _pmapped(step, prepare, mesh)
 
     def whole(state: TrainState, batch: Batch, seed: Array) -> tuple[TrainState, Totals]:
         return step(state, prepare(batch, rng.stream(seed, "augment", state.step)), seed)
