@@ -23,7 +23,7 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike, *, label_smoothing: floa
     `logits` (b, ..., k) come with integer `labels` (b, ...) in [0, k), or with soft labels (b, ..., k)
     that sum to 1. The axes between b and k (pixels of a map) are averaged. `label_smoothing` a in [0, 1]
     mixes the target with the uniform distribution, (1 - a) target + a / k (Szegedy et al. 2016, eq. 7).
-    An integer label of k or more gives NaN. Raises InputError where the shapes do not belong together.
+    An integer label outside [0, k) gives NaN. Raises InputError where the shapes do not belong together.
     """
     logits, labels = _at_least_float32(logits), jnp.asarray(labels)
     if not 0 <= label_smoothing <= 1:
@@ -34,8 +34,9 @@ def cross_entropy(logits: ArrayLike, labels: ArrayLike, *, label_smoothing: floa
         kind = "integer" if hard else "soft"
         raise InputError(f"{kind} labels {labels.shape} for logits {logits.shape}: expected {expected}")
     log_p = jax.nn.log_softmax(logits)
-    if hard:
-        loss = -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
+    if hard:  # not by an index, whose gradient is a scatter: a GPU adds those in any order
+        chosen = jax.lax.broadcasted_iota(jnp.int32, log_p.shape, log_p.ndim - 1) == labels[..., None]
+        loss = jnp.where(chosen.any(-1), -jnp.where(chosen, log_p, 0).sum(-1), jnp.nan)
     else:
         loss = -(labels.astype(log_p.dtype) * log_p).sum(-1)
     if label_smoothing:

@@ -86,6 +86,28 @@ def test_kubernetes_trains(tmp_path):
     assert (tmp_path / "checkpoints" / "resnet20_cifar10" / "first" / "summary.json").is_file()
 
 
+@pytest.mark.slow
+def test_the_loop_starts_a_run_again_until_it_is_done(tmp_path):
+    """After a kill and after a stop; not after bad input."""
+    given, output = environment(tmp_path), tmp_path / "said"
+    words = [str(CLUSTER / "restart.sh"), "jaxcnn", "train", "--runs-dir", str(tmp_path / "runs"), "--run", "first"]
+    words += [*SMALL, "--train.steps", "2000", "--train.checkpoint-every", "20"]
+    with open(output, "w") as file:
+        loop = subprocess.Popen(words, env=given, cwd=CLUSTER.parents[1], stdout=file, stderr=subprocess.STDOUT)
+    for i, signum in enumerate((signal.SIGKILL, signal.SIGTERM)):
+        wait_for(output, "going on from step" if i else "step 30/2000", loop)
+        training = subprocess.run(["pgrep", "-P", str(loop.pid)], capture_output=True, text=True, check=True).stdout
+        os.kill(int(training), signum)
+        wait_for(output, f"status {128 + signum}: starting again", loop)
+    assert loop.wait(300) == 0, output.read_text()
+    lines = (tmp_path / "runs/lenet5_digits/first/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [*range(1, 2001), 2000]
+    words[-1] = "0"
+    refused = subprocess.run(words, env=given, capture_output=True, text=True, check=False, timeout=60)
+    assert refused.returncode == 2
+    assert "starting again" not in refused.stderr
+
+
 def wait_for(file: Path, text: str, job: subprocess.Popen) -> None:
     end = time.monotonic() + 240
     while not file.exists() or text not in file.read_text():

@@ -17,6 +17,7 @@ from jaxcnn.layers.dropout import Dropout
 from jaxcnn.layers.norm import BatchNorm
 from jaxcnn.losses import classification
 from jaxcnn.train import create_state, fit, make_eval_step, make_train_step
+from jaxcnn.train.state import state_shapes
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (96, 8, 8, 3), dtype=np.uint8)
@@ -165,6 +166,20 @@ def test_no_clipping_hides_an_infinite_gradient_nor_does_the_number_of_arrays(ar
     state, totals = step(state, {"image": np.ones((4, 1, 1, 2), np.float32), "label": np.zeros(4, np.int32)}, 0)
     assert (int(state.counters["skipped"]), float(totals["skipped"].sum)) == (1, 1)
     jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, [0, 0]), state.params)
+
+
+@pytest.mark.parametrize("name", ["lenet5", "alexnet", "inception_v1", "resnet50"])
+def test_a_step_scatters_nothing(name):
+    """On a GPU a scatter adds in any order and the gradient of a pooling window compiles to one, which
+    --train.deterministic refuses: losses compare labels with the classes, small windows are folded."""
+    net, optimizer, size = models.create(name), optax.sgd(0.1), {"lenet5": (28, 28, 1)}.get(name, (224, 224, 3))
+    state = state_shapes(net, optimizer=optimizer, sample=jax.ShapeDtypeStruct((1, *size), np.float32))
+    store = {"image": jax.ShapeDtypeStruct((64, *size), np.float32), "label": jax.ShapeDtypeStruct((64,), np.int32)}
+    batch = {"store": store, "indices": jax.ShapeDtypeStruct((8,), np.int32)}
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    program = make_train_step(net, optimizer=optimizer, mesh=mesh).lower(state, batch, np.uint32(0)).as_text()
+    assert "stablehlo.gather" in program
+    assert "scatter" not in program
 
 
 def test_the_moving_average_covers_parameters_and_statistics():
