@@ -349,11 +349,12 @@ def prepare(experiment: Experiment, launch: Launch) -> tuple[Any, Any]:
     """The experiment's data and its network with what trains it: `build.Splits`, `build.Parts`."""
     import jax
 
-    from jaxcnn import build
+    from jaxcnn import build, parallel
 
     jax.config.update("jax_enable_x64", experiment.model.dtype == "float64")
+    mesh = parallel.make_mesh()  # before all else: it says how devices start
     data = build.splits(experiment, data_dir=launch.data_dir, smoke=launch.smoke, workers=launch.workers)
-    return data, build.parts(experiment, data, devices=jax.device_count())
+    return data, build.parts(experiment, data, devices=mesh.size)
 
 
 def fit_experiment(experiment: Experiment, made: Any, preprocessing: Any, data: Any, **options: Any) -> Any:

@@ -11,12 +11,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxcnn.errors import InputError
+from jaxcnn.signals import spare_new_threads
 from jaxcnn.types import DATA_AXIS, PyTree
 
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """A one-dimensional mesh over `devices` (all of them by default), its axis named `DATA_AXIS`."""
-    devices = list(jax.devices() if devices is None else devices)
+    with spare_new_threads():  # those of the devices, where this is what starts them
+        devices = list(jax.devices() if devices is None else devices)
     # Explicit axes, JAX's default, refuse Linen's random layers.
     return Mesh(np.array(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 

@@ -1,7 +1,16 @@
-"""SIGTERM and Ctrl-C ask a run to stop; it finishes the step, saves, and leaves with 143 or 130."""
+"""SIGTERM and Ctrl-C ask a run to stop; it finishes the step, saves, and leaves with 143 or 130.
+
+A handled signal must not meet a thread that computes on its ordinary stack. The matrix product of XLA's convolutions on
+CPU (oneDNN's AVX-512 sgemm) lets the stack pointer point at a buffer on the heap, and Linux writes the frame of a
+signal, three kilobytes, below it, over whatever lies there: a step became NaN, or the process aborted. So the main
+thread takes signals on a stack of their own, and the threads of JAX's devices take none.
+"""
 
 import contextlib
+import faulthandler
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -45,6 +54,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         request.signum = signum
 
+    _use_own_stack()
     before = {s: signal.signal(s, handle) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield request
@@ -52,3 +62,23 @@ def stop_on_signals() -> Iterator[StopRequest]:
         _active = None
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
+def spare_new_threads() -> Iterator[None]:
+    """Threads that start within, JAX's when it starts its devices, never take SIGTERM or Ctrl-C."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _use_own_stack() -> None:
+    """Python's handlers run on the alternate stack of a thread that has one, and `faulthandler` gives it one."""
+    if faulthandler.is_enabled():
+        return
+    try:
+        faulthandler.enable(sys.__stderr__)  # type: ignore[arg-type]
+    except (AttributeError, RuntimeError, ValueError, OSError):  # no console: a crash cannot be shown
+        faulthandler.enable(open(os.devnull, "w"))  # noqa: SIM115 - as long as the process lives
