@@ -168,7 +168,7 @@ def test_no_clipping_hides_an_infinite_gradient_nor_does_the_number_of_arrays(ar
     jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, [0, 0]), state.params)
 
 
-@pytest.mark.parametrize("name", ["lenet5", "alexnet", "inception_v1", "resnet50"])
+@pytest.mark.parametrize("name", ["lenet5", "alexnet", "inception_v1"])
 def test_a_step_scatters_nothing(name):
     """On a GPU a scatter adds in any order and the gradient of a pooling window compiles to one, which
     --train.deterministic refuses: losses compare labels with the classes, small windows are folded."""
