@@ -110,8 +110,11 @@ def state_maker(
         made = _widened(draws.together(fresh, rng.stream(seed, "init"), keys), sample)
         return _start(made, optimizer=optimizer, ema=ema)
 
-    shapes = state_shapes(module, optimizer=optimizer, sample=sample, ema=ema)
-    compiled = jax.jit(init, out_shardings=parallel.Layout(mesh, fsdp).of(shapes))
+    where: Any = parallel.replicated(mesh)
+    if fsdp:  # only then does it depend on the shapes, whose tracing takes a while
+        shapes = state_shapes(module, optimizer=optimizer, sample=sample, ema=ema)
+        where = parallel.Layout(mesh, fsdp).of(shapes)
+    compiled = jax.jit(init, out_shardings=where)
     return lambda seed: compiled(np.uint32(seed), keys(rng.stream(jnp.uint32(seed), "init")))
 
 
