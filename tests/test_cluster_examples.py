@@ -95,7 +95,7 @@ def test_the_loop_starts_a_run_again_until_it_is_done(tmp_path):
     with open(output, "w") as file:
         loop = subprocess.Popen(words, env=given, cwd=CLUSTER.parents[1], stdout=file, stderr=subprocess.STDOUT)
     for i, signum in enumerate((signal.SIGKILL, signal.SIGTERM)):
-        wait_for(output, "going on from step" if i else "step 30/2000", loop)
+        wait_for(output, "going on from step" if i else "step 60/2000", loop)  # by then the first checkpoint is whole
         training = subprocess.run(["pgrep", "-P", str(loop.pid)], capture_output=True, text=True, check=True).stdout
         os.kill(int(training), signum)
         wait_for(output, f"status {128 + signum}: starting again", loop)
