@@ -14,7 +14,9 @@ import pytest
 from runs import outcome
 
 from jaxcnn import processes
+from jaxcnn.checkpoint import Checkpoints
 from jaxcnn.errors import InputError
+from jaxcnn.tree import state_sha256
 
 RESNET = ["--model.name", "cifar_resnet20", "--data.name", "digits", "--data.batch-size", "32"]
 
@@ -138,7 +140,9 @@ def test_a_divided_state_is_saved_whole_and_gone_on_with(tmp_path):
     rest = Job(tmp_path, "half", flags)
     assert rest.wait() == [0, 0], rest.said(0) + rest.said(1)
     assert outcome(rest.run) == outcome(whole.run)
-    alone = Job(tmp_path, "whole", flags, count=1, devices=1)  # finished; and its weights can be read by one device
+    saved = Checkpoints(whole.run / "checkpoints").restore_latest()  # by this process alone
+    assert state_sha256(saved.arrays) == outcome(whole.run)["summary"]["state_sha256"]
+    alone = Job(tmp_path, "whole", flags, count=1, devices=1)
     assert alone.wait() == [0]
     assert "is finished" in alone.said(0)
 

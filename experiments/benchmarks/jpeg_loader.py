@@ -10,7 +10,8 @@ Step       ResNet-18, SGD, float32: the share of the loop's time spent in the ca
 Claim      the workers decode faster than the step consumes, so that the share is near 0; below that rate it is what is
            missing
 Measured   2 cores, 2,000 files of 7.7 kB, 64 px: 3,436, 3,035, 4,170 and 5,337 images/s with 0, 1, 2 and 4 workers;
-           ResNet-18 takes 6.4 to 7.1 s for a step of 128 and waits for at most 0.1 % of it
+           ResNet-18 takes 6.4 to 7.1 s for a step of 128 and waits for at most 0.1 % of it (4 workers in a run of
+           its own, with --steps 8)
 """
 
 import argparse

@@ -7,7 +7,6 @@ from typing import Any
 from jaxcnn import parallel, processes
 from jaxcnn.checkpoint import CheckpointError, Checkpoints, Restored
 from jaxcnn.errors import InputError
-from jaxcnn.parallel import Layout
 from jaxcnn.train.log import MetricsLog
 from jaxcnn.train.state import TrainState
 
@@ -34,7 +33,7 @@ class Record:
     def history(self) -> list[dict[str, Any]]:
         return self.log.history
 
-    def restore(self, layout: Layout) -> Restored | None:
+    def restore(self, layout: parallel.Layout) -> Restored | None:
         """The newest checkpoint that passes verification, in the first process's eyes."""
         if self.checkpoints is None:
             return None
@@ -51,7 +50,7 @@ class Record:
             return found[0] if found else None
         return self._shared(step, layout)
 
-    def restore_step(self, step: int, layout: Layout) -> Restored:
+    def restore_step(self, step: int, layout: parallel.Layout) -> Restored:
         """The checkpoint of `step`; `CheckpointError` in every process if it is damaged."""
         assert self.checkpoints is not None
         found: list[Restored] = []
@@ -68,7 +67,7 @@ class Record:
             raise CheckpointError(reason)
         return found[0] if found else self._shared(step, layout)
 
-    def _shared(self, step: int, layout: Layout) -> Restored:
+    def _shared(self, step: int, layout: parallel.Layout) -> Restored:
         assert self.checkpoints is not None
         try:
             return self.checkpoints.restore(step, layout=layout)
