@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxcnn import build, parallel
 from jaxcnn.config import Experiment
-from jaxcnn.data.loader import RESIDENT_BYTES
+from jaxcnn.data.loader import batch_shapes
 from jaxcnn.data.preprocess import Preprocessing
 from jaxcnn.train.state import state_shapes
 from jaxcnn.train.step import make_train_step
@@ -34,7 +34,8 @@ def plan(
     dtype = jnp.float64 if experiment.model.dtype == "float64" else jnp.float32
     sample = jax.ShapeDtypeStruct((1, *data.train.images.shape[1:]), dtype)
     state = state_shapes(made.net, optimizer=made.optimizer, sample=sample, ema=settings.ema_decay is not None)
-    shapes = _batch(data, experiment.data.batch_size, mesh)
+    batch_size = experiment.data.batch_size
+    shapes = batch_shapes(data.train.images, data.train.labels, batch_size=batch_size, mesh=mesh)
     layout = parallel.Layout(mesh, settings.fsdp)
     placed = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, layout.of(state))
     memory: dict[str, int] = {"state": _bytes(placed), "batch": _bytes(shapes)}
@@ -51,9 +52,9 @@ def plan(
         "run": str(run),
         "parameters": made.parameters,
         "steps": made.steps,
-        "epochs": made.steps * experiment.data.batch_size / len(data.train),
+        "epochs": made.steps * batch_size / len(data.train),
         "devices": jax.device_count(),
-        "batch_per_device": experiment.data.batch_size // jax.device_count(),
+        "batch_per_device": batch_size // jax.device_count(),
         "evaluations": made.steps // settings.eval_every if settings.eval_every else 1,
         "checkpoints": -(-made.steps // settings.checkpoint_every),
         "checkpoint_bytes": _bytes(state),
@@ -83,21 +84,6 @@ def show(found: dict[str, Any]) -> str:
             f"compiling    {found['compile_seconds']} s",
         ]
     )
-
-
-def _batch(data: build.Splits, batch_size: int, mesh: Any) -> dict[str, Any]:
-    """Shapes of a training batch as `loader.train_feed` would give it."""
-    images, labels = data.train.images, data.train.labels
-    spread, everywhere = parallel.by_example(mesh), parallel.replicated(mesh)
-
-    def shape(array: Any, n: int, sharding: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((n, *array.shape[1:]), array.dtype, sharding=sharding)
-
-    parts = {"image": images, "label": labels}
-    if isinstance(images, np.ndarray) and images.nbytes <= RESIDENT_BYTES:
-        indices = jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=spread)
-        return {"store": {k: shape(v, len(labels), everywhere) for k, v in parts.items()}, "indices": indices}
-    return {k: shape(v, batch_size, spread) for k, v in parts.items()}
 
 
 def _bytes(tree: Any) -> int:

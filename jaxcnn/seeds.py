@@ -14,7 +14,7 @@ import optax
 
 from jaxcnn import metrics as metric_table
 from jaxcnn import parallel
-from jaxcnn.data.loader import TrainFeed, eval_batches, train_feed
+from jaxcnn.data.loader import TrainFeed, batch_shapes, eval_batches, train_feed
 from jaxcnn.errors import InputError
 from jaxcnn.losses import LossFn
 from jaxcnn.metrics import Metric, Totals
@@ -111,10 +111,9 @@ def fit_seeds(
     def indexed(state: TrainState, indices: Array, seed: Array, store: PyTree) -> Any:
         return step(state, {"store": store, "indices": indices}, seed)
 
+    sample = example(batch_shapes(*train, batch_size=batch_size, mesh=mesh), prepare)
     many = _Many(
-        start=state_maker(
-            module, optimizer=optimizer, sample=example(feed, prepare), ema=ema_decay is not None, mesh=mesh
-        ),
+        start=state_maker(module, optimizer=optimizer, sample=sample, ema=ema_decay is not None, mesh=mesh),
         step=jax.jit(_over_seeds(indexed, together), donate_argnums=0),
         eval_step=jax.jit(_over_seeds(eval_step, together)),
         feed=feed,

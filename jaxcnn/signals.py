@@ -66,7 +66,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 @contextlib.contextmanager
 def spare_new_threads() -> Iterator[None]:
-    """Threads that start within, JAX's when it starts its devices, never take SIGTERM or Ctrl-C."""
+    """Threads and processes that start within, JAX's when it starts its devices, never take SIGTERM or Ctrl-C."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
         yield

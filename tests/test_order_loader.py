@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxcnn import parallel
-from jaxcnn.data import order
+from jaxcnn.data import loader, order
 from jaxcnn.data.loader import eval_batches, gather, train_feed
 from jaxcnn.errors import InputError
 
@@ -86,6 +86,16 @@ def test_a_resident_feed_and_a_host_feed_are_the_same(devices, dtype):
             np.testing.assert_array_equal(a[name], b[name])
         assert a["image"].dtype == np.uint8
         assert a["label"].dtype == (np.uint8 if dtype == np.uint8 else np.int32)
+
+
+@pytest.mark.parametrize("limit", [0, loader.RESIDENT_BYTES])
+def test_the_shapes_of_a_batch_are_known_before_it_is_made(monkeypatch, limit):
+    monkeypatch.setattr(loader, "RESIDENT_BYTES", limit)
+    options = {"batch_size": 16, "mesh": mesh_of(8)}
+    batch = train_feed(IMAGES, LABELS, seed=5, **options)(0)
+    assert ("store" in batch) == bool(limit)
+    made = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch)
+    assert loader.batch_shapes(IMAGES, LABELS, **options) == made
 
 
 def test_several_steps_in_one_call_are_the_same_steps():

@@ -64,6 +64,10 @@ class DiskImages:
     def shape(self) -> tuple[int, int, int, int]:
         return (len(self.rows), *self.size, 3)
 
+    @property
+    def nbytes(self) -> int:
+        return len(self.rows) * self.size[0] * self.size[1] * 3
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -73,10 +77,9 @@ class DiskImages:
         return replace(self, rows=self.rows[key])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        needed = len(self) * self.size[0] * self.size[1] * 3
-        if needed > MATERIALISED_BYTES:
+        if self.nbytes > MATERIALISED_BYTES:
             raise InputError(
-                f"{len(self)} images of {self.size} pixels would take {needed / 2**30:.1f} GiB as an array:"
+                f"{len(self)} images of {self.size} pixels would take {self.nbytes / 2**30:.1f} GiB as an array:"
                 " this works on images in memory; give fewer, or a smaller --data.image-size"
             )
         return np.stack([self.evaluated(i) for i in range(len(self))]).astype(dtype or np.uint8, copy=False)

@@ -52,6 +52,9 @@ class TrainFeed:
             return {"store": self.store, "indices": rows if self.mesh.size == 1 else parallel.place(rows, sharding)}
         return parallel.place_rows({"image": self.images, "label": self.labels}, rows, sharding)
 
+    def close(self) -> None:
+        """Nothing: a `stream.StreamFeed` ends its workers."""
+
 
 def check_batch_size(batch_size: int, *, examples: int) -> None:
     """`InputError` unless a batch fits into the training split."""
@@ -85,11 +88,28 @@ def train_feed(
     if np.issubdtype(images.dtype, np.floating):
         check_finite("training data", images)
     if resident is None:
-        resident = images.nbytes <= RESIDENT_BYTES
+        resident = _fits(images)
     store = None
     if resident:
         store = parallel.place({"image": images, "label": labels}, parallel.replicated(mesh))
     return TrainFeed(images, labels, batch_size, seed, mesh, store)
+
+
+def _fits(images: np.ndarray) -> bool:
+    return not isinstance(images, DiskImages) and images.nbytes <= RESIDENT_BYTES
+
+
+def batch_shapes(images: np.ndarray, labels: np.ndarray, *, batch_size: int, mesh: Mesh) -> dict[str, Any]:
+    """Shapes, types and places of the batches of `train_feed(images, labels)`; nothing is read or moved."""
+
+    def shape(array: np.ndarray, n: int, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((n, *array.shape[1:]), array.dtype, sharding=sharding)
+
+    arrays, spread = {"image": images, "label": labels}, parallel.by_example(mesh)
+    if not _fits(images):
+        return {name: shape(array, batch_size, spread) for name, array in arrays.items()}
+    store = {name: shape(array, len(labels), parallel.replicated(mesh)) for name, array in arrays.items()}
+    return {"store": store, "indices": jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=spread)}
 
 
 def gather(batch: Batch) -> Batch:

@@ -1,7 +1,6 @@
-"""Batches of images that are decoded for every step, by Grain: positions are steps, so that no iterator is a state."""
+"""Batches of images that are decoded for every step, by Grain ahead of it: positions are steps, no iterator is kept."""
 
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,20 +10,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxcnn import parallel
-from jaxcnn.data import worker
 from jaxcnn.data.disk import DiskImages, EvalRows, Shard, TrainRows
-from jaxcnn.errors import InputError, TrainingFailed
+from jaxcnn.data.worker import Make, Workers
+from jaxcnn.errors import InputError
 from jaxcnn.types import Batch
 
 THREADS = 8
 """At most so many threads decode where there are no workers."""
 
 MOST_WORKERS = 16
-
-RESTARTS = 3
-"""So often in a row lost workers are replaced before the run fails."""
-
-Make = Callable[[int], dict[str, np.ndarray]]
 
 
 def count(workers: int | None) -> int:
@@ -41,41 +35,37 @@ def _cores() -> int:
 
 
 class Pipeline:
-    """An iterator over `make(index)` from `start` up to `stop`, made ahead of time by processes or threads.
+    """An iterator over `make(index)` from `start` up to `stop`, made ahead of time by `workers` or threads.
 
-    Ahead are up to four batches of each process, or one of each thread and one more. A process that is killed is
-    replaced, with all others, and the batches stay what they are.
+    Ahead are up to two batches of each worker, or one of each thread and one more. `room` is what a batch's images
+    take, in bytes.
 
     Raises:
       InputError: what `make` raises, a damaged file, say.
-      TrainingFailed: workers were lost `RESTARTS` times in a row without a batch between.
+      TrainingFailed: workers were lost to one batch again and again.
     """
 
-    def __init__(self, make: Make, *, start: int, stop: int, workers: int | None):
-        self._make, self._at, self._stop = make, start, stop
-        self._workers = min(count(workers), stop - start)
+    def __init__(self, make: Make, *, start: int, stop: int, workers: int | None, room: int):
+        self._make, self._at, self._stop, self._room = make, start, stop, room
+        self._count = min(count(workers), stop - start)
+        self._workers: Workers | None = None
         self._iterator: Any = None
 
     def __iter__(self) -> "Pipeline":
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        for _ in range(RESTARTS):
-            if self._iterator is None:
-                self._iterator = self._begin()
-            try:
-                made = next(self._iterator)
-            except RuntimeError as error:  # Grain's, for a process that ended; `make` raises none
-                self.close()
-                lost = error
-                print(f"warning: batch {self._at}: {error}; the workers are started anew", file=sys.stderr, flush=True)
-            else:
-                self._at += 1
-                return {name: np.array(array) for name, array in made.items()}  # gives shared memory back at once
-        raise TrainingFailed(
-            f"batch {self._at} could not be decoded in {RESTARTS} attempts: {lost}; if memory or /dev/shm ran out,"
-            f" use fewer --workers than {self._workers}, or 0"
-        )
+        if self._at == self._stop:
+            raise StopIteration
+        if self._iterator is None:
+            self._iterator = self._begin()
+        try:
+            made = next(self._iterator)
+        except Exception:
+            self.close()  # Grain has gone on without this one
+            raise
+        self._at += 1
+        return made
 
     def _begin(self) -> Any:
         import grain
@@ -83,25 +73,25 @@ class Pipeline:
 
         if not flags.FLAGS.is_parsed():  # Grain reads some of its own, which have their defaults here
             flags.FLAGS.mark_as_parsed()
-        data = grain.MapDataset.range(self._at, self._stop).map(self._make)
-        if self._workers == 0:
+        if self._count:
+            self._workers = Workers(self._make, self._count, room=self._room)
+            make, threads, ahead = self._workers.make, self._count, 2 * self._count
+        else:
             # For good, as what silences Pillow's warnings about metadata for a while would not be safe in threads.
             warnings.filterwarnings("ignore", module="PIL")
-            threads = min(THREADS, _cores(), self._stop - self._at)
-            return iter(data.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)))
-        alone = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=1)
-        iterator = iter(data.to_iter_dataset(alone).mp_prefetch(options, worker_init_fn=worker.begin))
-        with worker.first_in_children(self._workers):
-            iterator.get_state()  # makes the iterators of all workers, so that the next line starts them all
-            iterator.start_prefetch()
-        return iterator
+            make, threads = self._make, min(THREADS, _cores(), self._stop - self._at)
+            ahead = threads + 1
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+        return iter(grain.MapDataset.range(self._at, self._stop).map(make).to_iter_dataset(options))
 
     def close(self) -> None:
         """Ends the workers; the next batch would start them anew."""
         iterator, self._iterator = self._iterator, None
+        workers, self._workers = self._workers, None
         if iterator is not None:
             iterator.close()
+        if workers is not None:
+            workers.close()
 
 
 class StreamFeed:
@@ -124,22 +114,20 @@ class StreamFeed:
         self.batch_size, self.seed, self.mesh = batch_size, seed, mesh
         self._labels, self._workers = labels, images.workers
         self._rows = TrainRows(images, labels, batch_size, seed, shard or own_shard())
-        self._rows.shard.part(batch_size)
+        self._room = len(self._rows.shard.part(batch_size)) * images[:1].nbytes
         self._pipeline: Pipeline | None = None
-        self._last: tuple[int, Batch] | None = None
+        self._next = 0
 
     @property
     def examples(self) -> int:
         return len(self._labels)
 
     def __call__(self, step: int) -> Batch:
-        if self._last is not None and self._last[0] == step:  # `fit` looks at its first batch before it trains on it
-            return self._last[1]
-        if self._pipeline is None or self._last is None or self._last[0] + 1 != step:
+        if self._pipeline is None or step != self._next:
             self.close()
-            self._pipeline = Pipeline(self._rows, start=step, stop=2**31, workers=self._workers)
-        self._last = (step, place(next(self._pipeline), self.mesh, batch_size=self.batch_size, shard=self._rows.shard))
-        return self._last[1]
+            self._pipeline = Pipeline(self._rows, start=step, stop=2**31, workers=self._workers, room=self._room)
+        rows, self._next = next(self._pipeline), step + 1
+        return place(rows, self.mesh, batch_size=self.batch_size, shard=self._rows.shard)
 
     def close(self) -> None:
         """Ends the workers. The feed can be used again."""
@@ -158,10 +146,10 @@ def eval_batches(
     """As `loader.eval_batches`, in batches of `size`, decoded on the way: each process its `shard` of every batch."""
     own = shard or own_shard()
     rows = EvalRows(images, labels, size, own)
-    own.part(size)
+    room = len(own.part(size)) * images[:1].nbytes
 
     def batches() -> Iterator[Batch]:
-        pipeline = Pipeline(rows, start=0, stop=-(-len(labels) // size), workers=images.workers)
+        pipeline = Pipeline(rows, start=0, stop=-(-len(labels) // size), workers=images.workers, room=room)
         try:
             for batch in pipeline:
                 yield place(batch, mesh, batch_size=size, shard=own)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxcnn import faults, parallel, processes
 from jaxcnn import metrics as metric_table
 from jaxcnn.checkpoint import CheckpointError, Restored
-from jaxcnn.data.loader import TrainFeed, eval_batches, gather, train_feed
+from jaxcnn.data.loader import TrainFeed, batch_shapes, eval_batches, gather, train_feed
 from jaxcnn.errors import InputError, TrainingFailed, unknown
 from jaxcnn.losses import LossFn
 from jaxcnn.metrics import Metric
@@ -131,13 +131,8 @@ def fit(
     resident = isinstance(feed, TrainFeed) and feed.store is not None
     if steps_per_call > 1 and (parallel_mode == "pmap" or not resident):
         raise InputError("steps_per_call > 1 needs jit and a training set that lives on the devices; use 1")
-    # Of images on disk it ends the workers that decode them.
-    close = (lambda: None) if callable(train) else getattr(feed, "close", lambda: None)
-    try:
-        sample = example(feed, prepare)
-    except BaseException:
-        close()
-        raise
+    first = train(0) if callable(train) else batch_shapes(*train, batch_size=batch_size, mesh=mesh)
+    sample = example(first, prepare)
     step = make_train_step(
         module,
         optimizer=optimizer,
@@ -197,7 +192,8 @@ def fit(
         try:
             return loop.run(record, tensorboard=tensorboard, quiet=quiet)
         finally:
-            close()
+            if not callable(train):
+                feed.close()
 
 
 def _check(values: Mapping[str, tuple[int, int]]) -> None:
@@ -206,10 +202,10 @@ def _check(values: Mapping[str, tuple[int, int]]) -> None:
             raise InputError(f"{name} {value} must be at least {low}")
 
 
-def example(feed: Callable[[int], Batch], prepare: Prepare | None) -> jax.ShapeDtypeStruct:
-    """Shape and type of the model's input, one example, without running anything."""
+def example(batch: Batch, prepare: Prepare | None) -> jax.ShapeDtypeStruct:
+    """Shape and type of the model's input, one example, of a training batch or its shapes; nothing runs."""
     ready = prepare or (lambda batch, key: gather(batch))
-    image = jax.eval_shape(lambda batch: ready(batch, rng.stream(0, "augment")), feed(0))["image"]
+    image = jax.eval_shape(lambda batch: ready(batch, rng.stream(0, "augment")), batch)["image"]
     return jax.ShapeDtypeStruct((1, *image.shape[1:]), image.dtype)
 
 

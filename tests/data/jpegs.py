@@ -1,6 +1,7 @@
 """Folders of small JPEG files for tests; no JAX, as workers import this."""
 
 import io
+import os
 import signal
 import sys
 from pathlib import Path
@@ -41,3 +42,28 @@ def of_worker(index: int) -> dict[str, np.ndarray]:
     ignored = [signal.getsignal(s) == signal.SIG_IGN for s in (signal.SIGTERM, signal.SIGINT)]
     modules = [name for name in ("jax", "jaxlib", "tensorflow", "flax") if sys.modules.get(name) is not None]
     return {"ignored": np.array(ignored), "modules": np.array(modules, dtype="U20")}
+
+
+def deadly(index: int) -> dict[str, np.ndarray]:
+    """A `make` that ends its process, as the kernel does where memory runs out."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def several(index: int) -> dict[str, np.ndarray]:
+    """A `make` with arrays of several types, shapes and orders in memory."""
+    rng = np.random.default_rng(index)
+    image = rng.integers(0, 256, (3, 4, 5), dtype=np.uint8)
+    return {
+        "image": image,
+        "turned": image.T,
+        "mask": rng.random(7),
+        "one": np.array(index, np.float32),
+        "none": np.zeros((0, 2)),
+        "label": rng.integers(0, 10, 4, dtype=np.int32),
+    }
+
+
+def faulty(index: int) -> dict[str, np.ndarray]:
+    """A `make` with a bug."""
+    return {"image": np.zeros(3)[index:][0:1] / {}[index]}

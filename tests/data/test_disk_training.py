@@ -16,8 +16,8 @@ from jpegs import folder
 from runs import jaxcnn
 
 from jaxcnn import config
-from jaxcnn.data import preprocess
-from jaxcnn.data.disk import open_folder
+from jaxcnn.data import preprocess, stream
+from jaxcnn.data.disk import TrainRows, open_folder
 from jaxcnn.data.records import prepare
 from jaxcnn.data.sources import load_disk
 from jaxcnn.errors import InputError
@@ -74,7 +74,11 @@ def test_a_prepared_set_and_workers_give_the_same_bits(root):
     assert summary(root, "prepared")["state_sha256"] == summary(root, "first")["state_sha256"]
 
 
-def test_a_run_goes_on_to_the_same_bits(root):
+def test_a_run_goes_on_to_the_same_bits(root, monkeypatch):
+    """Decoding begins where the run does: workers are started once."""
+    begun = []
+    begin = stream.Pipeline._begin
+    monkeypatch.setattr(stream.Pipeline, "_begin", lambda self: begun.append((self._make, self._at)) or begin(self))
     shutil.copytree(root / "runs" / "lenet5_digits" / "first", root / "runs" / "lenet5_digits" / "cut")
     cut = root / "runs" / "lenet5_digits" / "cut"
     (cut / "summary.json").unlink()
@@ -82,6 +86,7 @@ def test_a_run_goes_on_to_the_same_bits(root):
     args = ["--data-dir", root / "data", "--runs-dir", root / "runs", "--run", "cut", "--quiet", "--workers", "0"]
     assert jaxcnn("train", *FLAGS, *args) == 0
     assert summary(root, "cut")["state_sha256"] == summary(root, "first")["state_sha256"]
+    assert [at for make, at in begun if isinstance(make, TrainRows)] == [6]
 
 
 @pytest.mark.slow

@@ -14,13 +14,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jpegs import folder, of_worker
+from jpegs import deadly, faulty, folder, of_worker, several
 
 from jaxcnn import parallel
 from jaxcnn.data import order, stream
 from jaxcnn.data.disk import DiskImages, EvalRows, Shard, TrainRows, open_folder
 from jaxcnn.data.images import read_folder
-from jaxcnn.data.loader import eval_batches, train_feed
+from jaxcnn.data.loader import batch_shapes, eval_batches, train_feed
+from jaxcnn.data.worker import Workers
 from jaxcnn.errors import InputError, TrainingFailed
 
 SIZE = (16, 12)
@@ -83,8 +84,10 @@ def test_a_batch_is_of_the_step_alone(data, straight):
 
 def test_a_batch_is_divided_over_the_mesh(data):
     feed = feed_of(data)
-    assert feed(0)["image"].sharding.is_equivalent_to(parallel.by_example(feed.mesh), 4)
-    assert feed(0) is feed(0)  # looked at, and then trained on
+    batch = feed(0)
+    assert batch["image"].sharding.is_equivalent_to(parallel.by_example(feed.mesh), 4)
+    shapes = batch_shapes(crops(data), data.train.labels, batch_size=16, mesh=feed.mesh)
+    assert {k: (x.shape, x.dtype) for k, x in batch.items()} == {k: (x.shape, x.dtype) for k, x in shapes.items()}
     assert feed.examples == len(data.train)
     feed.close()
 
@@ -219,7 +222,7 @@ def started(action) -> list:
 
 
 def test_workers_have_no_jax_and_ignore_signals_and_are_replaced_when_killed(data, capfd):
-    pipeline = stream.Pipeline(of_worker, start=0, stop=3, workers=1)
+    pipeline = stream.Pipeline(of_worker, start=0, stop=3, workers=1, room=2)
     found = next(pipeline)
     pipeline.close()
     assert found["ignored"].all()
@@ -241,19 +244,48 @@ def test_workers_have_no_jax_and_ignore_signals_and_are_replaced_when_killed(dat
     assert not any(process.is_alive() for process in processes)
 
 
-def test_workers_that_die_again_and_again_end_the_run(monkeypatch, capfd):
-    class Dying:
-        def __next__(self):
-            raise RuntimeError("Worker process was terminated unexpectedly with exit code -9.")
-
-        def close(self):
-            pass
-
-    pipeline = stream.Pipeline(of_worker, start=7, stop=9, workers=2)
-    monkeypatch.setattr(pipeline, "_begin", Dying)
-    with pytest.raises(TrainingFailed, match=r"batch 7 .* 3 attempts: .*exit code -9.*fewer --workers than 2"):
+def test_workers_that_die_again_and_again_end_the_run(capfd):
+    pipeline = stream.Pipeline(deadly, start=7, stop=8, workers=2, room=0)
+    with pytest.raises(TrainingFailed, match=r"batch 7 .* 3 attempts: .*exit code -9.*fewer --workers than 1"):
         next(pipeline)
     assert capfd.readouterr().err.count("batch 7") == 3
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.slow
+def test_no_moment_of_a_workers_death_stops_the_batches(data, capfd):
+    feed, straight, rng = feed_of(data, workers=2), feed_of(data, workers=0), np.random.default_rng(0)
+    killed, step = 0, 0
+    due = time.monotonic() + 2
+    try:
+        while killed < 20:
+            assert_same([jax.device_get(feed(step))], [jax.device_get(straight(step))])
+            step += 1
+            if time.monotonic() > due:
+                multiprocessing.active_children()[killed % 2].kill()
+                killed, due = killed + 1, time.monotonic() + rng.uniform(0.5, 1)  # another has begun by then
+    finally:
+        feed.close()
+        straight.close()
+    assert capfd.readouterr().err.count("exit code -9") >= 15
+
+
+@pytest.mark.parametrize("room", [0, 60, 200, 10_000])
+def test_arrays_come_whole_by_memory_or_pipe(room):
+    pool = Workers(several, 1, room=room)
+    for index in range(2):
+        found, expected = pool.make(index), several(index)
+        assert_same([found], [expected])
+    pool.close()
+    assert multiprocessing.active_children() == []
+
+
+def test_a_bug_in_a_worker_shows_its_traceback():
+    pool = Workers(faulty, 1, room=0)
+    with pytest.raises(KeyError) as caught:
+        pool.make(2)
+    assert "in faulty" in caught.value.__notes__[0]
+    pool.close()
 
 
 SCRIPT = """
@@ -271,20 +303,24 @@ SCRIPT = """
     feed = stream.StreamFeed(images, data.train.labels, batch_size=16, seed=5, mesh=parallel.make_mesh())
     feed(0)
     print(*(process.pid for process in multiprocessing.active_children()), flush=True)
-    time.sleep(600)
+    time.sleep(float(sys.argv[2]))
 """
 
 
 @pytest.mark.slow
-def test_workers_end_with_a_trainer_that_was_killed(pets, tmp_path):
+@pytest.mark.parametrize("killed", [False, True])
+def test_workers_end_with_their_trainer(pets, tmp_path, killed):
     (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
-    command = [sys.executable, str(tmp_path / "script.py"), str(pets)]
+    command = [sys.executable, str(tmp_path / "script.py"), str(pets), "600" if killed else "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as trainer:
         assert trainer.stdout is not None
         workers = [int(word) for word in trainer.stdout.readline().split()]
-        trainer.kill()
-        trainer.communicate()
+        if killed:
+            trainer.kill()
+        error = trainer.communicate(timeout=60)[1]
     assert len(workers) == 2
+    assert error == ""
+    assert trainer.returncode == (-signal.SIGKILL if killed else 0)
     deadline = time.monotonic() + 30
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline
