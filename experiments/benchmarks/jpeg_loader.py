@@ -9,9 +9,9 @@ Loader     random-resized crops to --pixels, batches on the device, nothing else
 Step       ResNet-18, SGD, float32: the share of the loop's time spent in the call that gives the batch, once compiled
 Claim      the workers decode faster than the step consumes, so that the share is near 0; below that rate it is what is
            missing
-Measured   2 cores, 2,000 files of 7.7 kB, 64 px: 3,436, 3,035, 4,170 and 5,337 images/s with 0, 1, 2 and 4 workers;
-           ResNet-18 takes 6.4 to 7.1 s for a step of 128 and waits for at most 0.1 % of it (4 workers in a run of
-           its own, with --steps 8)
+Measured   2 cores, 2,000 files of 7.7 kB, 64 px: 2,961 images/s in threads; 2,550 and 3,502 by 1 worker, 5,466 and
+           5,981 by 2, 4,700 and 6,721 by 4 (two runs, --steps 4 and --steps 1 --workers 1 2 4); ResNet-18 takes 6.2 to
+           7.3 s for a step of 128 and waits for at most 0.1 % of it
 """
 
 import argparse
