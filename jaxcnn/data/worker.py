@@ -12,6 +12,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -118,8 +119,11 @@ class _Worker:
 
     def exit_code(self) -> int | None:
         """Of a process whose pipe has ended."""
-        self._process.join(1)
-        return self._process.exitcode
+        for _ in range(100):
+            if (code := self._process.exitcode) is not None:
+                return code
+            time.sleep(0.01)  # it is about to end, or another thread has heard of it and is about to note it
+        return None
 
 
 def _kill(process: Any) -> None:
