@@ -97,6 +97,7 @@ if __name__ == "__main__":
 '''
 
 
+@pytest.mark.slow
 def test_a_figure_from_its_command_to_its_files(tmp_path):
     file = tmp_path / "toy.py"
     file.write_text(TOY)

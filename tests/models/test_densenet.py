@@ -183,6 +183,7 @@ def test_group_norm_finds_groups_that_divide_every_layer():
         assert "batch_stats" not in shapes(name, norm="group")[1]
 
 
+@pytest.mark.slow
 def test_remat_changes_no_result(float64):
     x = jax.random.normal(jax.random.key(0), (4, 8, 8, 2), jnp.float64)
     options = {"blocks": (2,), "growth": 2, "num_classes": 3, "dropout": 0.2}

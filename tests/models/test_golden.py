@@ -17,7 +17,7 @@ from jaxcnn.models import FAMILIES, MODELS, create
 
 GOLDEN = Path(__file__).with_name("golden")
 REMEDY = "if the change is meant, run `python tests/models/test_golden.py` and look at the difference"
-SLOW = ("cifar_resnetv2_1001", "cifar_resnet1202")
+SLOW = ("cifar_resnetv2_1001", "cifar_resnet1202", "cifar_densenet_bc_190_k40", "cifar_densenet_bc_250_k24")
 
 
 def outline(tree, indent=""):

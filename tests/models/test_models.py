@@ -121,7 +121,9 @@ def test_lenet5_of_1998_is_nearest_to_its_own_targets():
     assert np.bincount(np.concatenate(_C3)).tolist() == [10] * 6  # table I: every map of S2 feeds ten of C3
 
 
-@pytest.mark.parametrize("name", ["linear", "mlp", "lenet5", "lenet5_1998", "cifar_resnet20"])
+@pytest.mark.parametrize(
+    "name", ["linear", "mlp", pytest.param("lenet5", marks=pytest.mark.slow), "lenet5_1998", "cifar_resnet20"]
+)
 def test_forward_and_gradient_are_finite_in_bfloat16(name):
     overrides = {"width": 4, "depth": 8} if "cifar" in name else {}
     module = create(name, dtype=jnp.bfloat16, **overrides)

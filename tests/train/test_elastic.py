@@ -48,7 +48,7 @@ def prepare(batch, key):
     return {"image": images, "label": labels}
 
 
-@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("resident", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_run_is_the_same_on_any_number_of_devices(resident):
     """Augmentation, dropout, BatchNorm, clipping, a moving average; evaluation of a split that nothing divides."""
     found = {}

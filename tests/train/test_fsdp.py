@@ -76,6 +76,7 @@ def test_each_device_keeps_a_part_of_parameters_optimiser_and_average():
     )
 
 
+@pytest.mark.slow
 def test_the_steps_are_those_of_a_whole_state():
     """Two steps of two micro-batches with clipping, BatchNorm, dropout and a moving average; and the state stays where
     it was, in one program of both steps too."""
@@ -103,6 +104,7 @@ def test_the_steps_are_those_of_a_whole_state():
         )
 
 
+@pytest.mark.slow
 def test_the_gradient_is_divided_before_the_optimiser_sees_it():
     """No device holds two whole copies of the kernel: the moments are computed on parts."""
     mesh = mesh_of(8)

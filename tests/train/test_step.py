@@ -90,6 +90,7 @@ def test_eight_devices_follow_one_in_float32(normalise, steps):
         np.testing.assert_allclose(many, one, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_accumulation_takes_the_same_microbatches_on_any_number_of_devices(float64):
     one, _ = losses_of(Small(), devices=1, dtype=jnp.float64, steps=5, accumulate=4)
     for mode in ("jit", "pmap"):
@@ -168,7 +169,7 @@ def test_no_clipping_hides_an_infinite_gradient_nor_does_the_number_of_arrays(ar
     jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, [0, 0]), state.params)
 
 
-@pytest.mark.parametrize("name", ["lenet5", "alexnet", "inception_v1"])
+@pytest.mark.parametrize("name", ["lenet5", "alexnet", pytest.param("inception_v1", marks=pytest.mark.slow)])
 def test_a_step_scatters_nothing(name):
     """On a GPU a scatter adds in any order and the gradient of a pooling window compiles to one, which
     --train.deterministic refuses: losses compare labels with the classes, small windows are folded."""
