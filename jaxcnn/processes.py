@@ -189,9 +189,7 @@ class _Lifeline:
             last = b""
         if last == _WELL or self._leaving:
             return
-        if (
-            process
-        ):  # with the first one goes the coordinator, and JAX ends this process by a signal within milliseconds
+        if process:  # the first one takes the coordinator along, and JAX ends this process within milliseconds
             time.sleep(GRACE)
         print(
             f"error: process {process} of {jax.process_count()} ended (its own output may say why): this one ends too."
